@@ -1,0 +1,296 @@
+"""Typed settings: what a model is, how it is trained, and how both are read from YAML.
+
+Every settings class is a frozen, keyword-only dataclass with a docstring under each field, which
+the command line shows as its help. `load_settings` turns a YAML mapping into one, and names the
+nearest allowed key when one is misspelt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from cygnet.errors import UserError, nearest
+
+Settings = TypeVar("Settings")
+PRESET_FOLDER = Path(__file__).parent.parent / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder of the Qwen3 architecture. The defaults are the `26m` preset: 25.83 M parameters.
+
+    Raises:
+        UserError: a size is not positive, or the head counts do not divide.
+    """
+
+    vocab_size: int = 6400
+    """Entries of the vocabulary; the tokenizer's own size replaces it when a run starts."""
+    hidden_size: int = 512
+    """Width of the residual stream."""
+    num_layers: int = 8
+    """Transformer blocks."""
+    num_heads: int = 8
+    """Query heads."""
+    num_kv_heads: int = 2
+    """Key and value heads; each serves num_heads / num_kv_heads query heads."""
+    head_dim: int | None = None
+    """Width of a head; none means hidden_size / num_heads."""
+    intermediate_size: int = 1408
+    """Width of the feed-forward layer."""
+    max_position: int = 2048
+    """The longest context in tokens that the model is declared for."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary position frequencies."""
+    rms_norm_eps: float = 1e-6
+    """Added to the mean square in RMSNorm."""
+    tie_embeddings: bool = True
+    """Use the embedding matrix as the output matrix too."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+                raise UserError(f"model.{field.name} is {value}: it must be above zero")
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"model.num_heads {self.num_heads} is not a multiple of model.num_kv_heads "
+                f"{self.num_kv_heads}: choose one that divides it"
+            )
+        if self.head_dim is None and self.hidden_size % self.num_heads:
+            raise UserError(
+                f"model.hidden_size {self.hidden_size} is not a multiple of model.num_heads "
+                f"{self.num_heads}: change one, or set model.head_dim"
+            )
+        if self.head_size % 2:
+            raise UserError(
+                f"a head is {self.head_size} wide, and rotary positions need an even width: "
+                "change model.hidden_size, model.num_heads or model.head_dim"
+            )
+
+    @property
+    def head_size(self) -> int:
+        """Width of a head, given or derived."""
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def num_parameters(self) -> int:
+        """Exact number of parameters, tied weights counted once."""
+        attention = self.hidden_size * self.head_size * 2 * (self.num_heads + self.num_kv_heads)
+        feed_forward = 3 * self.hidden_size * self.intermediate_size
+        norms = 2 * self.hidden_size + 2 * self.head_size
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
+        per_layer = attention + feed_forward + norms
+        return self.num_layers * per_layer + embeddings + self.hidden_size
+
+    def flops_per_token(self, mean_context: float) -> float:
+        """Model FLOPs to train on one token: forward and backward, matrix products alone.
+
+        Six per weight that is multiplied (Kaplan et al. 2020, section 2.1), plus twelve per
+        layer, hidden unit and position attended to.
+
+        Args:
+            mean_context: the mean number of positions that a token attends to; half the sequence
+                length for plain causal attention.
+        """
+        norms = self.num_layers * 2 * (self.hidden_size + self.head_size) + self.hidden_size
+        multiplied = self.num_parameters - norms
+        if not self.tie_embeddings:
+            multiplied -= self.vocab_size * self.hidden_size
+        attention_width = self.num_heads * self.head_size
+        return 6 * multiplied + 12 * self.num_layers * attention_width * mean_context
+
+
+Schedule = Literal["wsd", "cosine", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a stage is trained. Every training command shares these flags.
+
+    Raises:
+        UserError: a value is out of its range, or two settings contradict each other.
+    """
+
+    epochs: float | None = None
+    """Passes over the data. Give one of epochs, steps, tokens, minutes."""
+    steps: int | None = None
+    """Optimizer steps."""
+    tokens: int | None = None
+    """Training tokens, padding included."""
+    minutes: float | None = None
+    """Time to train for. The speed of the first steps decides the number of steps, once; the
+    number is written to config.yaml, and `--steps` with it repeats the run exactly."""
+    batch_tokens: int = 16_384
+    """Tokens in one optimizer step, over all processes."""
+    micro_batch: int | None = None
+    """Rows that go through the model at once; none lets the planner choose from the memory."""
+    max_seq_len: int = 512
+    """Tokens in a row."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Muon for matrices and AdamW for the rest, or AdamW for all."""
+    learning_rate: float = 4e-3
+    """Peak learning rate, of Muon (scaled to the update size of AdamW) and of AdamW alike."""
+    embedding_learning_rate: float | None = None
+    """Peak learning rate of the embeddings; none means learning_rate."""
+    schedule: Schedule = "wsd"
+    """Shape after the warm-up: stable then decay to zero (wsd), cosine, or constant."""
+    warmup_share: float = 0.02
+    """Share of the steps in which the learning rate rises."""
+    decay_share: float = 0.4
+    """Share of the steps, at the end, in which a wsd schedule falls."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of the matrices."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm; larger gradients are scaled down to it."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Type of the computation; weights and optimizer state stay fp32. `auto` takes bf16 where the
+    hardware multiplies it."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile each block with torch.compile; `auto` does where the run is long enough."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """Go on from the newest whole checkpoint of this run folder, if there is one."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk."""
+    eval_every: int = 250
+    """Steps between looks at the held-out text."""
+    log_every: int = 5
+    """Steps between lines of metrics.jsonl."""
+    seed: int = 0
+    """Seed of the weights and of the order of the data."""
+    threads: int | None = None
+    """CPU threads; none leaves the choice to torch."""
+    use_wandb: bool = False
+    """Track with Weights & Biases; offline where there is no login or network."""
+    wandb_project: str = "cygnet"
+    """Project that the run appears under."""
+    wandb_run_name: str | None = None
+    """Name of the run; none takes the run folder's name."""
+    tracker: Literal["none", "wandb", "tensorboard"] = "none"
+    """Where metrics go besides metrics.jsonl. `--use_wandb` is `--tracker wandb`."""
+
+    def __post_init__(self) -> None:
+        horizons = ("epochs", "steps", "tokens", "minutes")
+        given = [name for name in horizons if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)} are both set: give one length for the run")
+        positive: tuple[str, ...] = ("batch_tokens", "max_seq_len", "learning_rate", "grad_clip", "log_every")
+        positive += ("checkpoint_every", "keep_checkpoints", "eval_every")
+        for name in (*given, *positive):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be above zero")
+        for name in ("micro_batch", "threads", "embedding_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"{name} is {value}: it must be above zero, or left out")
+        for name in ("warmup_share", "decay_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must lie between 0 and 1")
+        if self.batch_tokens < self.max_seq_len:
+            raise UserError(
+                f"batch_tokens {self.batch_tokens} is less than max_seq_len {self.max_seq_len}: "
+                "a step needs at least one row"
+            )
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Rows of max_seq_len tokens in one optimizer step."""
+        return self.batch_tokens // self.max_seq_len
+
+
+def load_settings(kind: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
+    """Build a settings dataclass from a mapping, nested ones too.
+
+    Args:
+        kind: the dataclass.
+        values: its fields; left-out ones keep their defaults.
+        where: file and section, named in errors.
+
+    Raises:
+        UserError: an unknown key (the nearest allowed one is named) or a value of the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: expected `key: value` lines, found {values!r}")
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise UserError(f"{where}: unknown key {key!r}{nearest(str(key), hints)}")
+        arguments[key] = _convert(hints[key], value, f"{where}.{key}")
+    return kind(**arguments)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return load_settings(hint, value, where)  # type: ignore[arg-type]
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        return _convert(next(o for o in options if o is not type(None)), value, where)
+    if origin is Literal:
+        if value not in options:
+            allowed = ", ".join(map(str, options))
+            hint = nearest(str(value), options)
+            raise UserError(f"{where}: {value!r} is not one of {allowed}{hint}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_convert(options[0], item, where) for item in items)
+    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
+        # YAML 1.1 reads 1e-3, without a dot, as text.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise UserError(f"{where}: expected {hint.__name__}, found {value!r}")
+    return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        UserError: no such file, or not YAML, or not a mapping; names file and line.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not text in UTF-8"
+        raise UserError(f"{path}{line}: not valid YAML ({problem})") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected `key: value` lines")
+    return values
+
+
+def as_yaml(settings: Any) -> str:
+    """Return a settings dataclass as YAML that `load_settings` reads back to an equal one."""
+    return yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

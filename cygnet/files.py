@@ -1,0 +1,118 @@
+"""Files that are either there whole or not at all, and that can be told apart by a hash."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` so that a crash leaves the old file or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def folder_atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary folder; on success fsync its files and rename it to `path`.
+
+    An existing `path` is replaced. On an exception the temporary folder is removed and `path`
+    stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in [*temporary.rglob("*"), temporary]:
+            _fsync(file)
+        if path.exists():
+            outgoing = path.with_name(f".{path.name}.{os.getpid()}.old")
+            os.rename(path, outgoing)
+            os.rename(temporary, path)
+            shutil.rmtree(outgoing)
+        else:
+            os.rename(temporary, path)
+        _fsync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file for reading, decompressing .gz and .zst as it streams."""
+    compression = COMPRESSIONS.get(path.suffix)
+    if compression is None:
+        return open(path, "rb")
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression=compression))
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Read JSON lines that Cygnet wrote itself (foreign files go through `cygnet.corpus`)."""
+    with open_bytes(path) as file:
+        for line in file:
+            yield json.loads(line)
+
+
+class JsonlWriter:
+    """Write JSON lines, compressed when the name ends in .gz or .zst. Use inside `folder_atomic`.
+
+    The bytes written depend on the objects alone, so the same objects give the same file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        compression = COMPRESSIONS.get(path.suffix)
+        if compression is None:
+            self._file: Any = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
+        else:
+            import pyarrow
+
+            self._file = pyarrow.output_stream(str(path), compression=compression)
+
+    def write(self, value: dict[str, Any]) -> None:
+        """Append one object as one line."""
+        self._file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+
+    def __enter__(self) -> JsonlWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

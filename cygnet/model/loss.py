@@ -1,0 +1,85 @@
+"""Losses over a large vocabulary without a large logits tensor.
+
+Shapes: M positions, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100
+"""A label that asks for no loss."""
+CHUNK_POSITIONS = 2048
+
+
+def softmax_gradient(logits_MV: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy (float32) and its gradient in the type of the logits."""
+    logits = logits_MV.float()
+    log_normaliser = logits.logsumexp(-1, keepdim=True)
+    counted = labels_M != IGNORE
+    target = labels_M.clamp(min=0)[:, None]
+    losses = (log_normaliser - logits.gather(1, target)).squeeze(1)
+    probability = torch.exp(logits - log_normaliser)
+    is_target = torch.arange(logits.shape[1], device=logits.device) == target
+    gradient = torch.where(counted[:, None], probability - is_target.float(), 0.0)
+    return torch.where(counted, losses, 0.0).sum(), gradient.to(logits_MV.dtype)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Loss and gradients chunk by chunk in the forward pass, while the logits are at hand.
+
+    The logits of a chunk are needed once, so nothing of size M x V outlives it. The idea is that
+    of Hsu et al. 2024 (Liger Kernel), section 3.2.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, kernel: Any
+    ) -> Tensor:
+        weight = weight_VD.to(hidden_MD.dtype)
+        total = torch.zeros((), dtype=torch.float32, device=hidden_MD.device)
+        hidden_gradient = torch.empty_like(hidden_MD)
+        weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32)
+        for start in range(0, hidden_MD.shape[0], CHUNK_POSITIONS):
+            rows = slice(start, start + CHUNK_POSITIONS)
+            loss, logit_gradient = kernel(F.linear(hidden_MD[rows], weight), labels_M[rows])
+            total += loss
+            torch.mm(logit_gradient, weight, out=hidden_gradient[rows])
+            weight_gradient += logit_gradient.T @ hidden_MD[rows]
+        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        ctx.weight_dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        return (
+            hidden_gradient * grad.to(hidden_gradient.dtype),
+            weight_gradient * grad,
+            None,
+            None,
+        )
+
+
+def linear_cross_entropy(
+    hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, kernel: Any = softmax_gradient
+) -> Tensor:
+    """Return the summed cross-entropy of `hidden @ weight.T` against `labels`, a float32 scalar.
+
+    Args:
+        hidden_MD: (M, D) hidden states in the compute dtype.
+        weight_VD: (V, D) output matrix.
+        labels_M: (M,) int64 token ids; IGNORE asks for no loss.
+        kernel: `softmax_gradient`, or that function compiled.
+    """
+    return _LinearCrossEntropy.apply(hidden_MD, weight_VD, labels_M, kernel)
+
+
+def token_log_probs(logits_MV: Tensor, labels_M: Tensor) -> Tensor:
+    """Return log p(label), (M,) float32, and zero where the label is IGNORE."""
+    chosen = logits_MV.gather(-1, labels_M.clamp(min=0)[:, None]).squeeze(-1)
+    return torch.where(labels_M != IGNORE, chosen - logits_MV.logsumexp(-1), 0.0)

@@ -1,0 +1,215 @@
+"""The Qwen3 decoder: pre-norm RMSNorm, rotary positions, grouped queries, QK-norm, SwiGLU.
+
+Source: Qwen3 Technical Report (Yang et al. 2025). Parameter names are those of
+`Qwen3ForCausalLM` in transformers, so that the state dict is the Hugging Face state dict.
+
+Shapes: B rows, T tokens, D hidden width, N query heads, K key/value heads, H head width,
+F feed-forward width, V vocabulary.
+
+Weights are kept in float32 for training and cast to the type of the activations where they are
+used: the type of the hidden state is the type of the computation. Norms, rotations and softmax
+run in float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cygnet.config import ModelConfig
+from cygnet.model.attention import attention, masked_attention
+from cygnet.model.kv_cache import KVCache
+from cygnet.model.rope import apply_rope, rope_angles, rope_frequencies
+
+
+class Linear(nn.Linear):
+    """A linear layer without bias that computes in the type of its input."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension (Zhang and Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x / rms(x) * weight; computed in float32, returned in the type of x."""
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return (y * self.weight).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with normed queries and keys."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        D, H = config.hidden_size, config.head_size
+        self.layer = layer
+        self.head_size = H
+        self.q_proj = Linear(D, config.num_heads * H)
+        self.k_proj = Linear(D, config.num_kv_heads * H)
+        self.v_proj = Linear(D, config.num_kv_heads * H)
+        self.o_proj = Linear(config.num_heads * H, D)
+        self.q_norm = RMSNorm(H, config.rms_norm_eps)
+        self.k_norm = RMSNorm(H, config.rms_norm_eps)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        angles: tuple[Tensor, Tensor],
+        document_ids_BT: Tensor | None,
+        cache: KVCache | None,
+        cache_mask: Tensor | None,
+    ) -> Tensor:
+        """Return (B, T, D)."""
+        B, T, _ = x_BTD.shape
+        heads = (B, T, -1, self.head_size)
+        q_BNTH = self.q_norm(self.q_proj(x_BTD).view(heads)).transpose(1, 2)
+        k_BKTH = self.k_norm(self.k_proj(x_BTD).view(heads)).transpose(1, 2)
+        v_BKTH = self.v_proj(x_BTD).view(heads).transpose(1, 2)
+        q_BNTH = apply_rope(q_BNTH, *angles)
+        k_BKTH = apply_rope(k_BKTH, *angles)
+        if cache is None:
+            out_BNTH = attention(q_BNTH, k_BKTH, v_BKTH, document_ids_BT)
+        else:
+            assert cache_mask is not None
+            keys, values = cache.append(self.layer, k_BKTH, v_BKTH)
+            out_BNTH = masked_attention(q_BNTH, keys, values, cache_mask)
+        return self.o_proj(out_BNTH.transpose(1, 2).reshape(B, T, -1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return (B, T, D)."""
+        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each behind a norm and beside a residual."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        angles: tuple[Tensor, Tensor],
+        document_ids_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+        cache_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return (B, T, D)."""
+        normed = self.input_layernorm(x_BTD)
+        x_BTD = x_BTD + self.self_attn(normed, angles, document_ids_BT, cache, cache_mask)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+
+class Decoder(nn.Module):
+    """Embeddings, blocks and final norm (`model.` in the names of transformers)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    """A whole language model.
+
+    Attributes:
+        config: its sizes.
+        compute_dtype: the type of the activations; weights are cast to it where they are used.
+    """
+
+    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype
+        self.model = Decoder(config)
+        if not config.tie_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.inverse_frequencies = nn.Buffer(
+            rope_frequencies(config.head_size, config.rope_theta), persistent=False
+        )
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The (V, D) matrix that maps hidden states to logits."""
+        if self.config.tie_embeddings:
+            return self.model.embed_tokens.weight
+        return self.lm_head.weight
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw the weights: embeddings N(0, 0.02), matrices N(0, 1 / sqrt(fan-in)) truncated at
+        three deviations, and the last matrix of each residual branch zero, so that every block
+        begins as the identity (Zhang et al. 2019, Fixup; Yang et al. 2022, muP)."""
+        for name, parameter in self.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.zero_()
+            elif name.endswith("embed_tokens.weight"):
+                parameter.normal_(0.0, 0.02, generator=generator)
+            elif parameter.ndim == 2:
+                std = 1 / math.sqrt(parameter.shape[1])
+                nn.init.trunc_normal_(parameter, 0, std, -3 * std, 3 * std, generator=generator)
+            else:
+                parameter.fill_(1.0)
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        document_ids_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Return the final hidden states (B, T, D) in the compute dtype.
+
+        Args:
+            tokens_BT: (B, T) int64.
+            positions_BT: (B, T) position numbers; left out, they count from zero or the cache.
+            document_ids_BT: (B, T) documents of a packed row; attention stays within each.
+            cache: keys and values of earlier tokens; the new ones are appended.
+        """
+        mask = None
+        if cache is not None:
+            positions_BT = cache.positions(tokens_BT.shape[1])
+            mask = cache.mask(tokens_BT.shape[1])
+        elif positions_BT is None:
+            positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
+        angles = rope_angles(positions_BT, self.inverse_frequencies)
+        x_BTD = self.model.embed_tokens(tokens_BT).to(self.compute_dtype)
+        for block in self.model.layers:
+            x_BTD = block(x_BTD, angles, document_ids_BT, cache, mask)
+        if cache is not None:
+            cache.advance(tokens_BT.shape[1])
+        return self.model.norm(x_BTD)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Map hidden states (..., D) to logits (..., V), float32."""
+        return F.linear(hidden, self.output_weight.to(hidden.dtype)).float()

@@ -1,0 +1,1 @@
+"""Training: one loop, its optimizers and schedules, and what makes it exact through any failure."""

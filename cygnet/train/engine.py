@@ -1,0 +1,407 @@
+"""The one loop that every stage trains in.
+
+A step takes the batch of its number, sums the loss over micro-batches divided by the weight of
+the whole batch (so that any number of micro-batches gives the same gradient), checks that all is
+finite, clips, updates, and logs. Everything that decides the next step is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from cygnet.config import TrainConfig, as_yaml, read_yaml
+from cygnet.errors import UserError
+from cygnet.files import write_atomic
+from cygnet.model.transformer import Transformer
+from cygnet.progress import progress, say
+from cygnet.text.loader import Batch
+from cygnet.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from cygnet.train.guards import InterruptedRun, blame, check_batch, interruptible
+from cygnet.train.hardware import find_hardware
+from cygnet.train.optim import build_optimizer
+from cygnet.train.planner import plan
+from cygnet.train.schedule import rate_scale
+from cygnet.train.stage import Stage
+from cygnet.train.trackers import make_trackers
+
+FREE_TO_CHANGE = {
+    "resume", "checkpoint_every", "keep_checkpoints", "log_every", "threads",
+    "use_wandb", "wandb_project", "wandb_run_name", "tracker",
+}  # fmt: skip
+"""Settings that leave the weights as they are, so that a resumed run may change them."""
+COMPILE_REPAYS_S = 60.0
+"""Eager training time above which compiling is worth its start-up; see docs/lab-book.md."""
+EAGER_SHARE = 0.3
+"""Share of the matrix rate that an eager step reaches, for that estimate."""
+TIMED_STEPS = 3
+
+
+class Engine:
+    """Trains one model in one stage.
+
+    Args:
+        model: float32 weights, initialised or loaded; trained in place.
+        stage: batches and loss.
+        config: the settings as asked for.
+        run: the run folder.
+        origin: what else decides the result (data, starting model, ...), kept in config.yaml.
+
+    Attributes:
+        config: the settings as resolved: micro_batch, steps, dtype, device, compile.
+        step: optimizer steps done.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        stage: Stage,
+        config: TrainConfig,
+        run: Path,
+        origin: dict[str, Any],
+    ) -> None:
+        self.started = time.monotonic()
+        self.run, self.stage, self.requested, self.origin = run, stage, config, origin
+        self.step = self.tokens = 0
+        self.hardware = find_hardware(config)
+        self.config = self._resolve(config, model)
+        self.model = model.to(self.config.device)
+        self.model.compute_dtype = self.hardware.dtype
+        muon_dtype = torch.bfloat16 if self.hardware.dtype is torch.bfloat16 else torch.float32
+        self.optimizer = build_optimizer(self.model, self.config, muon_dtype)
+        self.scaler = torch.amp.GradScaler(
+            self.hardware.device.type, enabled=self.hardware.dtype is torch.float16
+        )
+
+    def train(self) -> None:
+        """Train to the end, from the newest checkpoint if there is one.
+
+        Raises:
+            DivergedError: a loss or gradient is not finite.
+            InterruptedRun: SIGINT or SIGTERM came; a checkpoint has been written.
+            UserError: the run folder belongs to other settings, or cannot be written.
+        """
+        state = self._resume()
+        if self.config.compile == "on":
+            self._compile()
+        if state is None:
+            state = {}
+            if self.config.steps is None:
+                self.config = dataclasses.replace(
+                    self.config, minutes=None, steps=self._steps_in(self.requested.minutes or 0)
+                )
+            self._write_config()
+        total = self.config.steps or 0
+        settings = self._settings()
+        self.trackers = make_trackers(
+            self.config, self.run, settings, state.get("trackers", {}), self.step
+        )
+        exit_code = 1
+        try:
+            self._loop(total)
+            exit_code = 0
+        finally:
+            for tracker in self.trackers:
+                tracker.finish(exit_code)
+
+    # Before the first step
+
+    def _resolve(self, config: TrainConfig, model: Transformer) -> TrainConfig:
+        """Fill in what the settings leave to the machine and to the data."""
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        steps = config.steps
+        if config.tokens is not None:
+            steps = math.ceil(config.tokens / (config.rows_per_batch * config.max_seq_len))
+        elif config.minutes is None and steps is None:
+            steps = math.ceil((config.epochs or 1) * self.stage.batches_per_epoch)
+        resolved = dataclasses.replace(
+            config,
+            steps=steps,
+            epochs=None,
+            tokens=None,
+            device=str(self.hardware.device),
+            dtype=self.hardware.dtype_name,
+        )
+        if config.micro_batch is None:
+            chosen = plan(model.config, resolved, self.hardware)
+            say(chosen.summary())
+            resolved = dataclasses.replace(resolved, micro_batch=chosen.micro_batch)
+        return dataclasses.replace(resolved, compile=self._choose_compile(resolved, model))
+
+    def _choose_compile(self, config: TrainConfig, model: Transformer) -> Any:
+        if config.compile == "off":
+            return "off"
+        problem = self.hardware.compile_problem()
+        if problem:
+            say(problem)
+            return "off"
+        if config.compile == "on":
+            return "on"
+        if config.minutes is not None:
+            eager_s = 60 * config.minutes
+        else:
+            tokens = (config.steps or 0) * config.rows_per_batch * config.max_seq_len
+            flops = tokens * model.config.flops_per_token(config.max_seq_len / 2)
+            eager_s = flops / (EAGER_SHARE * self.hardware.matrix_rate)
+        return "on" if eager_s > COMPILE_REPAYS_S else "off"
+
+    def _compile(self) -> None:
+        """Compile one block; all others are the same code and use the result."""
+        for block in self.model.model.layers:
+            block.compile(dynamic=False)
+
+    def _resume(self) -> dict[str, Any] | None:
+        """Load the newest whole checkpoint of the same settings, if there is one."""
+        checkpoint = newest_checkpoint(self.run / "checkpoints")
+        if checkpoint is None:
+            if self.config.resume == "must":
+                raise UserError(f"{self.run}: --resume must, but there is no whole checkpoint")
+            return None
+        if self.config.resume == "never":
+            kept = _free_name(self.run)
+            self.run.rename(kept)
+            say(f"{self.run}: the earlier run is kept as {kept}")
+            return None
+        recorded = read_yaml(self.run / "config.yaml")
+        self._refuse_other_settings(recorded)
+        resolved = {
+            name: recorded["train"][name] for name in ("steps", "micro_batch", "dtype", "compile")
+        }
+        if resolved["dtype"] != self.config.dtype:
+            say(f"resuming in {self.config.dtype} a run that began in {resolved['dtype']}")
+            resolved["dtype"] = self.config.dtype
+        if self.config.compile == "off":
+            resolved["compile"] = "off"
+        self.config = dataclasses.replace(self.config, minutes=None, **resolved)
+        state = load_checkpoint(checkpoint, self.model, self.optimizer)
+        self.step, self.tokens = state["step"], state["tokens"]
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        say(f"{self.run}: going on from step {self.step} of {self.config.steps}")
+        return state
+
+    def _refuse_other_settings(self, recorded: dict[str, Any]) -> None:
+        now = {**self.origin, "requested": _plain(self.requested)}
+        before = {name: recorded.get(name) for name in now}
+        changes = list(_differences(before, now))
+        if changes:
+            raise UserError(
+                f"{self.run}: has a checkpoint made with other settings ({'; '.join(changes)}); "
+                "give another --out, or --resume never to keep that run aside and start anew"
+            )
+
+    def _steps_in(self, minutes: float) -> int:
+        """Time a few real steps, put everything back, and say how many fit into the minutes."""
+        weights = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        seconds = []
+        batch = self.stage.batch(0)
+        for _ in range(TIMED_STEPS + 1):
+            before = time.monotonic()
+            self._update(batch, scale=0.0)
+            seconds.append(time.monotonic() - before)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(weights[name])
+        self.optimizer.state.clear()
+        for group in self.optimizer.param_groups:
+            group["steps"] = 0
+        before = time.monotonic()
+        self._heldout()
+        heldout_s = time.monotonic() - before
+        step_s = median(seconds[1:]) + heldout_s / self.config.eval_every
+        left_s = 60 * minutes - (time.monotonic() - self.started) - 2 * heldout_s
+        steps = max(int(left_s / step_s), 1)
+        say(f"{step_s:.2f} s a step: {steps} steps fit into {minutes:g} minutes")
+        return steps
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            **self.origin,
+            "requested": _plain(self.requested),
+            "model": _plain(self.model.config),
+            "parameters": self.model.config.num_parameters,
+            "train": _plain(self.config),
+        }
+
+    def _write_config(self) -> None:
+        write_atomic(self.run / "config.yaml", as_yaml(self._settings()))
+
+    # The loop
+
+    def _loop(self, total: int) -> None:
+        with (
+            interruptible() as interrupt,
+            progress(self.stage.name, total) as advance,
+            ThreadPoolExecutor(1) as loader,
+        ):
+            advance(self.step)
+            if self.step == 0:
+                self._log(self._heldout())
+            upcoming = loader.submit(self.stage.batch, self.step)
+            window = _Window()
+            while self.step < total:
+                batch = upcoming.result()
+                upcoming = loader.submit(self.stage.batch, self.step + 1)
+                metrics = self._update(batch, rate_scale(self.step, total, self.config))
+                self.step += 1
+                self.tokens += batch.num_tokens
+                window.add(batch, metrics)
+                last = self.step == total
+                note = f"loss {metrics['loss']:.3f}  {window.tokens_per_second:,.0f} tokens/s"
+                advance(1, note)
+                values: dict[str, float] = {}
+                if last or self.step % self.config.log_every == 0:
+                    values = self._measures(window, total)
+                    window = _Window()
+                if last or self.step % self.config.eval_every == 0:
+                    values |= self._heldout()
+                    window.restart()
+                if values:
+                    self._log(values)
+                stop = interrupt.signal_number is not None
+                if last or stop or self.step % self.config.checkpoint_every == 0:
+                    self._save()
+                    window.restart()
+                if stop and not last:
+                    raise InterruptedRun(
+                        interrupt.signal_number or 0,
+                        f"{self.run}: stopped after step {self.step} of {total}; the same command "
+                        "goes on from there",
+                    )
+
+    def _update(self, batch: Batch, scale: float) -> dict[str, float]:
+        """Make one optimizer step; return the mean loss, gradient norm and stage metrics.
+
+        Raises:
+            DivergedError: before the weights are touched, when something is not finite.
+        """
+        weight = check_batch(self.stage, batch, self.step, self.model.config.vocab_size)
+        sums: dict[str, torch.Tensor] = {}
+        for start in range(0, len(batch.tokens), self.config.micro_batch or 1):
+            rows = batch.rows(start, start + (self.config.micro_batch or 1))
+            loss, metrics = self.stage.loss(self.model, rows.to(self.hardware.device))
+            self.scaler.scale(loss / weight).backward()
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        means = {name: float(value) / weight for name, value in sums.items()}
+        finite = math.isfinite(means["loss"])
+        if not finite or not (self.scaler.is_enabled() or torch.isfinite(norm)):
+            raise blame(self.model, self.stage, batch, self.step, means["loss"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * scale
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {**means, "grad_norm": float(norm)}
+
+    def _heldout(self) -> dict[str, float]:
+        """Run the stage's held-out metrics, uncompiled: another mode would be compiled anew."""
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            return self.stage.heldout(self.model)
+
+    def _measures(self, window: _Window, total: int) -> dict[str, float]:
+        """Return what a line of metrics.jsonl says beyond the step's own means."""
+        flops = self.model.config.flops_per_token(window.mean_context)
+        speed = window.tokens_per_second
+        seconds_per_step = window.seconds / window.steps
+        return {
+            **window.means(),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "tokens_per_second": speed,
+            "mfu": speed * flops / self.hardware.matrix_rate,
+            "epoch_time": seconds_per_step * self.stage.batches_per_epoch,
+            "epoch": self.step / self.stage.batches_per_epoch,
+            "elapsed_s": time.monotonic() - self.started,
+        }
+
+    def _log(self, values: dict[str, float]) -> None:
+        for tracker in self.trackers:
+            tracker.log({"step": self.step, "tokens": self.tokens, **values}, self.step)
+
+    def _save(self) -> None:
+        state: dict[str, Any] = {
+            "tokens": self.tokens,
+            "scaler": self.scaler.state_dict(),
+            "trackers": {
+                key: value for tracker in self.trackers for key, value in tracker.state().items()
+            },
+        }
+        save_checkpoint(
+            self.run / "checkpoints",
+            self.step,
+            self.model,
+            self.optimizer,
+            state,
+            self.config.keep_checkpoints,
+        )
+
+
+class _Window:
+    """What happened since the last logged line."""
+
+    def __init__(self) -> None:
+        self.steps = self.tokens = 0
+        self.attended = self.seconds = 0.0
+        self.sums: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Do not count the time since the last step."""
+        self.mark = time.monotonic()
+
+    def add(self, batch: Batch, metrics: dict[str, float]) -> None:
+        now = time.monotonic()
+        self.seconds += now - self.mark
+        self.mark = now
+        self.steps += 1
+        self.tokens += batch.num_tokens
+        self.attended += float((batch.positions + 1)[batch.document_ids >= 0].sum())
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self.steps for name, value in self.sums.items()}
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def mean_context(self) -> float:
+        return self.attended / max(self.tokens, 1)
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], where: str = "") -> list[str]:
+    found = []
+    for name, value in now.items():
+        old = (before or {}).get(name)
+        if name in FREE_TO_CHANGE:
+            continue
+        if isinstance(value, dict):
+            found += _differences(
+                old or {}, value, f"{where}{name}." if name != "requested" else ""
+            )
+        elif old != value:
+            found.append(f"{where}{name}: {old} there, {value} now")
+    return found
+
+
+def _free_name(run: Path) -> Path:
+    number = 1
+    while (kept := run.with_name(f"{run.name}.old-{number}")).exists():
+        number += 1
+    return kept

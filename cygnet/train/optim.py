@@ -1,0 +1,133 @@
+"""The optimizer: Muon for the matrices inside the blocks, AdamW for all else.
+
+Muon (Jordan et al. 2024) replaces each matrix's momentum by the nearest orthogonal matrix, found
+with a Newton-Schulz iteration. Its updates are scaled to the size that AdamW's usually have (Liu
+et al. 2025, "Muon is Scalable for LLM Training", equation 4), so that one learning rate serves
+both. AdamW is that of Loshchilov and Hutter 2019, algorithm 2.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cygnet.config import TrainConfig
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Return the matrices with all singular values moved near one (to between 0.7 and 1.2).
+
+    Quintic Newton-Schulz iteration with the coefficients of Jordan et al. 2024.
+
+    Args:
+        matrices: (..., rows, columns), in the type to compute in.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.mT if tall else x
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for parameter groups with `kind="muon"`, AdamW for those with `kind="adamw"`.
+
+    Args:
+        groups: dicts with `params`, `kind`, `lr`, `weight_decay`; and `momentum` for muon,
+            `betas` and `eps` for adamw.
+        muon_dtype: the type in which matrices are orthogonalized; bfloat16 is enough
+            (Jordan et al. 2024), float32 where bfloat16 is slow.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], muon_dtype: torch.dtype = torch.bfloat16
+    ) -> None:
+        super().__init__(groups, {"momentum": 0.95, "betas": (0.9, 0.95), "eps": 1e-10})
+        self.muon_dtype = muon_dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            if group["kind"] == "muon":
+                self._muon(group)
+            else:
+                self._adamw(group)
+
+    def _muon(self, group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                by_shape[parameter.shape].append(parameter)
+        for shape, parameters in by_shape.items():
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            buffers = [self._buffer(p, "momentum") for p in parameters]
+            torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+            nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
+            update = orthogonalize(torch.stack(nesterov).to(self.muon_dtype))
+            size = 0.2 * max(shape) ** 0.5
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(parameters, list(update.float()), alpha=-group["lr"] * size)
+
+    def _adamw(self, group: dict[str, Any]) -> None:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        if not parameters:
+            return
+        beta1, beta2 = group["betas"]
+        group["steps"] = steps = group.get("steps", 0) + 1
+        gradients = [p.grad for p in parameters]
+        means = [self._buffer(p, "mean") for p in parameters]
+        squares = [self._buffer(p, "square") for p in parameters]
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        denominators = torch._foreach_sqrt(squares)
+        torch._foreach_div_(denominators, (1 - beta2**steps) ** 0.5)
+        torch._foreach_add_(denominators, group["eps"])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        rate = -group["lr"] / (1 - beta1**steps)
+        torch._foreach_addcdiv_(parameters, means, denominators, rate)
+
+    def _buffer(self, parameter: Tensor, name: str) -> Tensor:
+        state = self.state[parameter]
+        if name not in state:
+            state[name] = torch.zeros_like(parameter, dtype=torch.float32)
+        return state[name]
+
+
+def build_optimizer(
+    model: nn.Module, config: TrainConfig, muon_dtype: torch.dtype = torch.bfloat16
+) -> MuonAdamW:
+    """Sort the parameters into groups: block matrices, embeddings and output, vectors.
+
+    Weight decay falls on the block matrices alone. Each group's `peak_lr` is what the schedule
+    scales.
+    """
+    matrices, embeddings, vectors = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim != 2:
+            vectors.append(parameter)
+        elif "embed_tokens" in name or "lm_head" in name:
+            embeddings.append(parameter)
+        else:
+            matrices.append(parameter)
+    matrix_kind = "muon" if config.optimizer == "muon" else "adamw"
+    decay, rate = config.weight_decay, config.learning_rate
+    embedding_rate = config.embedding_learning_rate or rate
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "kind": matrix_kind, "peak_lr": rate, "weight_decay": decay},
+        {"params": embeddings, "kind": "adamw", "peak_lr": embedding_rate, "weight_decay": 0.0},
+        {"params": vectors, "kind": "adamw", "peak_lr": rate, "weight_decay": 0.0},
+    ]
+    return MuonAdamW([{**group, "lr": group["peak_lr"]} for group in groups], muon_dtype)
