@@ -42,7 +42,7 @@ def estimate(items: Sequence[Item], resamples: int = 1000, seed: int = 0) -> Est
     table = np.asarray(items, dtype=np.float64).reshape(-1, 2)
     if table[:, 1].sum() <= 0:
         return None
-    value = _ratio(table.sum(0))
+    value = float(_ratio(table.sum(0)))
     if bool((table[:, 1] == 1).all()) and value in (0.0, 1.0) and _constant(table[:, 0]):
         bound = min(3 / len(table), 1.0)
         low, high = max(value - bound, 0.0), min(value + bound, 1.0)
@@ -65,14 +65,12 @@ def paired_difference(
         return None
     sums = _resampled(table, resamples, seed)
     totals = table.sum(0)
-    value = float(_ratio(totals[2:]) - _ratio(totals[:2]))
+    value = float(_ratio(totals[2:])) - float(_ratio(totals[:2]))
     low, high = _interval(_ratio(sums[:, 2:]) - _ratio(sums[:, :2]))
     return Estimate(value, min(low, value), max(high, value), len(table))
 
 
-def _resampled(
-    table: NDArray[np.float64], resamples: int, seed: int
-) -> NDArray[np.float64]:
+def _resampled(table: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
     """Return (resamples, columns): column sums of the table with its rows drawn anew."""
     generator = np.random.default_rng(seed)
     count = len(table)

@@ -167,9 +167,7 @@ def preference(
         num_prompt_tokens = len(encode_chat(tokenizer, prompt, add_generation_prompt=True).ids)
         for answer in (chosen, rejected):
             chat = encode_chat(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
-            counted = [
-                label and i >= num_prompt_tokens for i, label in enumerate(chat.is_label)
-            ]
+            counted = [label and i >= num_prompt_tokens for i, label in enumerate(chat.is_label)]
             sequences.append(_cut(model, chat.ids, counted))
     scores = _answer_scores(model, tokenizer, sequences, title)
     return [PreferenceScore(*both) for both in zip(scores[::2], scores[1::2], strict=True)]
@@ -179,12 +177,8 @@ def _answer_scores(
     model: Transformer, tokenizer: Tokenizer, sequences: Sequence[Scored], title: str
 ) -> list[AnswerScore]:
     scores = []
-    for sequence, value in zip(
-        sequences, log_likelihoods(model, sequences, title), strict=True
-    ):
-        counted = [
-            i for i, wanted in zip(sequence.ids, sequence.counted, strict=True) if wanted
-        ]
+    for sequence, value in zip(sequences, log_likelihoods(model, sequences, title), strict=True):
+        counted = [i for i, wanted in zip(sequence.ids, sequence.counted, strict=True) if wanted]
         spelt = [i for i in counted if i != tokenizer.im_end_id]
         num_bytes = sum(len(tokenizer.token_bytes(i)) for i in spelt)
         scores.append(AnswerScore(value, len(counted), num_bytes))

@@ -5,6 +5,7 @@ Shapes: M positions, D hidden width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 IGNORE = -100
 """A label that asks for no loss."""
 CHUNK_POSITIONS = 2048
+Kernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def softmax_gradient(logits_MV: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +40,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, kernel: Any
+        ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, kernel: Kernel
     ) -> Tensor:
         weight = weight_VD.to(hidden_MD.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden_MD.device)
@@ -66,7 +68,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(
-    hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, kernel: Any = softmax_gradient
+    hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, kernel: Kernel = softmax_gradient
 ) -> Tensor:
     """Return the summed cross-entropy of `hidden @ weight.T` against `labels`, a float32 scalar.
 

@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 
-from cygnet.config import TrainConfig, as_yaml, read_yaml
+from cygnet.config import TrainConfig, read_yaml
 from cygnet.errors import UserError
-from cygnet.files import write_atomic
 from cygnet.model.transformer import Transformer
 from cygnet.progress import progress, say
 from cygnet.text.loader import Batch
@@ -28,15 +27,11 @@ from cygnet.train.guards import InterruptedRun, blame, check_batch, interruptibl
 from cygnet.train.hardware import find_hardware
 from cygnet.train.optim import build_optimizer
 from cygnet.train.planner import plan
+from cygnet.train.run_folder import make_room, write_config
 from cygnet.train.schedule import rate_scale
 from cygnet.train.stage import Stage
 from cygnet.train.trackers import make_trackers
 
-FREE_TO_CHANGE = {
-    "resume", "checkpoint_every", "keep_checkpoints", "log_every", "threads",
-    "use_wandb", "wandb_project", "wandb_run_name", "tracker",
-}  # fmt: skip
-"""Settings that leave the weights as they are, so that a resumed run may change them."""
 COMPILE_REPAYS_S = 60.0
 """Eager training time above which compiling is worth its start-up; see docs/lab-book.md."""
 EAGER_SHARE = 0.3
@@ -91,18 +86,14 @@ class Engine:
         state = self._resume()
         if self.config.compile == "on":
             self._compile()
-        if state is None:
-            state = {}
-            if self.config.steps is None:
-                self.config = dataclasses.replace(
-                    self.config, minutes=None, steps=self._steps_in(self.requested.minutes or 0)
-                )
-            self._write_config()
-        total = self.config.steps or 0
-        settings = self._settings()
+        if self.config.steps is None:
+            steps = self._steps_in(self.requested.minutes or 0)
+            self.config = dataclasses.replace(self.config, minutes=None, steps=steps)
+        settings = write_config(self.run, self.origin, self.requested, self.config)
         self.trackers = make_trackers(
             self.config, self.run, settings, state.get("trackers", {}), self.step
         )
+        total = self.config.steps or 0
         exit_code = 1
         try:
             self._loop(total)
@@ -155,48 +146,29 @@ class Engine:
 
     def _compile(self) -> None:
         """Compile one block; all others are the same code and use the result."""
+        self.stage.compile()
         for block in self.model.model.layers:
             block.compile(dynamic=False)
 
-    def _resume(self) -> dict[str, Any] | None:
-        """Load the newest whole checkpoint of the same settings, if there is one."""
+    def _resume(self) -> dict[str, Any]:
+        """Load the newest whole checkpoint, if there is one, and return its state."""
+        make_room(self.run, self.origin, self.requested)
         checkpoint = newest_checkpoint(self.run / "checkpoints")
         if checkpoint is None:
             if self.config.resume == "must":
                 raise UserError(f"{self.run}: --resume must, but there is no whole checkpoint")
-            return None
-        if self.config.resume == "never":
-            kept = _free_name(self.run)
-            self.run.rename(kept)
-            say(f"{self.run}: the earlier run is kept as {kept}")
-            return None
-        recorded = read_yaml(self.run / "config.yaml")
-        self._refuse_other_settings(recorded)
-        resolved = {
-            name: recorded["train"][name] for name in ("steps", "micro_batch", "dtype", "compile")
-        }
-        if resolved["dtype"] != self.config.dtype:
-            say(f"resuming in {self.config.dtype} a run that began in {resolved['dtype']}")
-            resolved["dtype"] = self.config.dtype
-        if self.config.compile == "off":
-            resolved["compile"] = "off"
-        self.config = dataclasses.replace(self.config, minutes=None, **resolved)
+            return {}
+        began = read_yaml(self.run / "config.yaml")["train"]
+        if began["dtype"] != self.config.dtype:
+            say(f"going on in {self.config.dtype} with a run that began in {began['dtype']}")
+        same = {name: began[name] for name in ("steps", "micro_batch", "compile")}
+        self.config = dataclasses.replace(self.config, minutes=None, **same)
         state = load_checkpoint(checkpoint, self.model, self.optimizer)
         self.step, self.tokens = state["step"], state["tokens"]
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         say(f"{self.run}: going on from step {self.step} of {self.config.steps}")
         return state
-
-    def _refuse_other_settings(self, recorded: dict[str, Any]) -> None:
-        now = {**self.origin, "requested": _plain(self.requested)}
-        before = {name: recorded.get(name) for name in now}
-        changes = list(_differences(before, now))
-        if changes:
-            raise UserError(
-                f"{self.run}: has a checkpoint made with other settings ({'; '.join(changes)}); "
-                "give another --out, or --resume never to keep that run aside and start anew"
-            )
 
     def _steps_in(self, minutes: float) -> int:
         """Time a few real steps, put everything back, and say how many fit into the minutes."""
@@ -221,18 +193,6 @@ class Engine:
         steps = max(int(left_s / step_s), 1)
         say(f"{step_s:.2f} s a step: {steps} steps fit into {minutes:g} minutes")
         return steps
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            **self.origin,
-            "requested": _plain(self.requested),
-            "model": _plain(self.model.config),
-            "parameters": self.model.config.num_parameters,
-            "train": _plain(self.config),
-        }
-
-    def _write_config(self) -> None:
-        write_atomic(self.run / "config.yaml", as_yaml(self._settings()))
 
     # The loop
 
@@ -379,29 +339,3 @@ class _Window:
     @property
     def mean_context(self) -> float:
         return self.attended / max(self.tokens, 1)
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], where: str = "") -> list[str]:
-    found = []
-    for name, value in now.items():
-        old = (before or {}).get(name)
-        if name in FREE_TO_CHANGE:
-            continue
-        if isinstance(value, dict):
-            found += _differences(
-                old or {}, value, f"{where}{name}." if name != "requested" else ""
-            )
-        elif old != value:
-            found.append(f"{where}{name}: {old} there, {value} now")
-    return found
-
-
-def _free_name(run: Path) -> Path:
-    number = 1
-    while (kept := run.with_name(f"{run.name}.old-{number}")).exists():
-        number += 1
-    return kept

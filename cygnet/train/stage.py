@@ -21,6 +21,10 @@ class Stage(Protocol):
     name: str
     batches_per_epoch: float
 
+    def compile(self) -> None:
+        """Compile what the stage computes outside the model's blocks."""
+        ...
+
     def batch(self, number: int) -> Batch:
         """Return the whole batch of one optimizer step: a pure function of the number."""
         ...

@@ -1,0 +1,140 @@
+"""The command line: one verb per command, and no logic.
+
+Everything heavy is imported when its verb runs, so that `cygnet --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from dataclasses import dataclass
+
+from cygnet import __version__
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command: what it does, where it is (module, settings class, function), how it is typed."""
+
+    help: str
+    module: str
+    settings: str
+    function: str
+    examples: tuple[str, ...]
+
+
+VERBS = {
+    "run": Verb(
+        "the whole way: raw text to a model that answers, with a report",
+        "cygnet.recipe", "RunCommand", "run_command",
+        ("cygnet run configs/demo.yaml", "cygnet run --data notes/ more/*.txt.gz --out runs/mine",
+         "cygnet run configs/demo.yaml --pretrain.minutes 20 --model.num-layers 6"),
+    ),
+    "data": Verb(
+        "raw files to clean documents, with a report of what was dropped",
+        "cygnet.recipe", "DataCommand", "data_command",
+        ("cygnet data --about", "cygnet data --data notes/ --out runs/mine/data"),
+    ),
+    "tokenizer": Verb(
+        "train a byte-level BPE tokenizer on clean documents",
+        "cygnet.recipe", "TokenizerCommand", "tokenizer_command",
+        ("cygnet tokenizer --data runs/mine/data --out runs/mine/tokenizer --vocab-size 8000",),
+    ),
+    "pretrain": Verb(
+        "learn language from text",
+        "cygnet.recipe", "PretrainCommand", "pretrain_command",
+        ("cygnet pretrain --preset 26m --epochs 1 --out runs/first",
+         "cygnet pretrain --data notes/ --preset 64m --tokens 200_000_000 --use_wandb"),
+    ),
+    "sft": Verb(
+        "learn to answer: instruction tuning on conversations",
+        "cygnet.recipe", "SftCommand", "sft_command",
+        ("cygnet sft --from runs/first --out runs/first-sft",
+         "cygnet sft --from runs/first --data chats.jsonl --epochs 2 --out runs/mine-sft"),
+    ),
+    "dpo": Verb(
+        "learn to prefer: direct preference optimization on pairs",
+        "cygnet.recipe", "DpoCommand", "dpo_command",
+        ("cygnet dpo --from runs/first-sft --out runs/first-dpo",
+         "cygnet dpo --from runs/first-sft --data pairs.jsonl --beta 0.2"),
+    ),
+    "eval": Verb(
+        "measure a model on held-out text, instructions and pairs",
+        "cygnet.recipe", "EvalCommand", "eval_command",
+        ("cygnet eval runs/demo", "cygnet eval runs/demo/sft --num-poems 200"),
+    ),
+    "chat": Verb(
+        "talk to a model in the terminal",
+        "cygnet.generate.chat", "ChatConfig", "chat",
+        ("cygnet chat runs/demo", 'cygnet chat runs/demo --prompt "How do I make pancakes?"',
+         "echo 'What is a comet?' | cygnet chat runs/demo"),
+    ),
+    "plan": Verb(
+        "what a training run needs, against what this machine has",
+        "cygnet.recipe", "PlanCommand", "plan_command",
+        ("cygnet plan --preset 104m --batch_tokens 32768",),
+    ),
+}  # fmt: skip
+
+
+def main(arguments: list[str] | None = None, verb: str | None = None) -> None:
+    """Run `cygnet VERB ...`.
+
+    Args:
+        arguments: what follows `cygnet`; none means the command line's own.
+        verb: of the launch files, whose arguments begin behind it.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    program = os.path.basename(sys.argv[0]) if verb else f"cygnet {' '.join(arguments[:1])}"
+    if verb is None:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(overview())
+            return
+        if arguments[0] in ("-V", "--version", "version"):
+            print(f"cygnet {__version__}")
+            return
+        verb, arguments = arguments[0], arguments[1:]
+    from cygnet.errors import UserError, nearest
+
+    try:
+        if verb not in VERBS:
+            raise UserError(f"no command {verb!r}{nearest(verb, VERBS)}; see cygnet --help")
+        _run(VERBS[verb], program.strip(), arguments)
+    except UserError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("stopped", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        # Whoever read our output (`| head`) has left; Python must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def overview() -> str:
+    """Return what `cygnet --help` prints."""
+    verbs = "\n".join(f"  {name:<10} {verb.help}" for name, verb in VERBS.items())
+    return (
+        f"Cygnet {__version__}: raise a language model of your own, from raw text to a chat.\n\n"
+        f"cygnet VERB [options]          cygnet VERB --help for the options and examples\n\n"
+        f"{verbs}\n\n"
+        "Start here:\n"
+        "  cygnet run configs/demo.yaml   about ten minutes on a laptop\n"
+        "  cygnet chat runs/demo"
+    )
+
+
+def _run(verb: Verb, program: str, arguments: list[str]) -> None:
+    import tyro
+
+    from cygnet.config import as_flags
+
+    module = importlib.import_module(verb.module)
+    settings = as_flags(getattr(module, verb.settings), program, verb.help, verb.examples, arguments)
+    getattr(module, verb.function)(settings)
+    del tyro
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"cygnet: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,187 @@
+"""Bytes of any file as text: encodings, lines, and pieces of bounded length."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+from collections.abc import Iterator
+from typing import IO
+
+from cygnet.corpus.problems import Problems
+
+SAMPLE_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 20
+MAX_LINE_CHARS = 1 << 24
+SEPARATOR = "\n<|endoftext|>\n"
+"""A line of its own that ends a document in a plain text file."""
+
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_HAN = re.compile("[\u4e00-\u9fff\u3000-\u303f\uff00-\uffef]")
+_NON_ASCII = re.compile("[^\x00-\x7f]")
+_HIGH = re.compile(b"[\x80-\xff]")
+_HIGH_RUN = re.compile(b"[\x80-\xff]{2,}")
+
+
+def guess_encoding(sample: bytes) -> str | None:
+    """Return the encoding that a file's first bytes are in, or None if they are not text.
+
+    A byte-order mark decides; then UTF-16 by its zero bytes; then UTF-8 where some of it decodes
+    (single bytes may be broken). Where not one sequence is good UTF-8 it is GB 18030 if it comes
+    out Chinese, else Windows-1252.
+    """
+    for bom, encoding in _BOMS:
+        if sample.startswith(bom):
+            return encoding
+    zeros = sample.count(0)
+    if zeros > len(sample) * 0.2:
+        even, odd = sample[::2].count(0), sample[1::2].count(0)
+        if max(even, odd) < 4 * min(even, odd) + 1:
+            return None
+        return "utf-16-be" if even > odd else "utf-16-le"
+    if zeros > len(sample) * 0.05:
+        return None
+    if "\ufffd" not in _decode_sample(sample, "utf-8"):
+        return "utf-8"
+    if set(_NON_ASCII.findall(_decode_sample(sample, "utf-8"))) != {"\ufffd"}:
+        return "utf-8"
+    chinese = _NON_ASCII.findall(_decode_sample(sample, "gb18030"))
+    # In Western text a byte over 127 stands between letters; in GB 18030 they come in pairs.
+    num_high = len(_HIGH.findall(sample))
+    num_paired = sum(map(len, _HIGH_RUN.findall(sample)))
+    if num_paired >= 0.8 * num_high and _share(_HAN, chinese) >= 0.95:
+        return "gb18030"
+    return "cp1252"
+
+
+def _share(pattern: re.Pattern[str], chars: list[str]) -> float:
+    return sum(1 for char in chars if pattern.match(char)) / max(len(chars), 1)
+
+
+def _decode_sample(sample: bytes, encoding: str) -> str:
+    # Not final: the sample may end inside a character.
+    return codecs.getincrementaldecoder(encoding)("replace").decode(sample)
+
+
+class TextStream:
+    """The text of a byte stream, in chunks, with its flaws counted.
+
+    Line ends are "\\n" in what comes out.
+    """
+
+    def __init__(self, stream: IO[bytes], name: str, problems: Problems) -> None:
+        self._stream = stream
+        self._name = name
+        self._problems = problems
+
+    def chunks(self) -> Iterator[str]:
+        """Yield the text in chunks of about a million characters."""
+        raw = self._stream.read(SAMPLE_BYTES)
+        if not raw:
+            self._problems.add("empty file", self._name)
+            return
+        encoding = guess_encoding(raw)
+        if encoding is None:
+            self._problems.add("not text", self._name, "its bytes are of no text encoding")
+            return
+        if not encoding.startswith("utf-8"):
+            self._problems.add("other encoding", self._name, f"read as {encoding}")
+        inner = codecs.getincrementaldecoder(encoding)("replace")
+        decoder = io.IncrementalNewlineDecoder(inner, translate=True)
+        line = 1
+        while raw:
+            text = decoder.decode(raw)
+            yield self._checked(text, line)
+            line += text.count("\n")
+            raw = self._stream.read(CHUNK_BYTES)
+        yield self._checked(decoder.decode(b"", final=True), line)
+
+    def _checked(self, text: str, line: int) -> str:
+        for char, kind in (("\ufffd", "unreadable bytes"), ("\0", "NUL characters")):
+            if char in text:
+                where = line + text.count("\n", 0, text.index(char))
+                self._problems.add(kind, f"{self._name}:{where}", count=text.count(char))
+        return text.replace("\0", "")
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Yield (number, line without its end); a line over `MAX_LINE_CHARS` is left out."""
+        parts: list[str] = []
+        length, number, too_long = 0, 1, False
+        for chunk in self.chunks():
+            *ended, rest = chunk.split("\n")
+            for line in ended:
+                if too_long or length + len(line) > MAX_LINE_CHARS:
+                    self._too_long(number)
+                else:
+                    yield number, "".join([*parts, line])
+                parts, length, too_long = [], 0, False
+                number += 1
+            length += len(rest)
+            too_long = too_long or length > MAX_LINE_CHARS
+            parts = [] if too_long else [*parts, rest]
+        if too_long:
+            self._too_long(number)
+        elif length:
+            yield number, "".join(parts)
+
+    def _too_long(self, number: int) -> None:
+        where = f"{self._name}:{number}"
+        self._problems.add("line too long", where, f"over {MAX_LINE_CHARS:,} characters")
+
+    def pieces(self, max_chars: int) -> Iterator[tuple[int, str]]:
+        """Yield (line, text) of documents: what `SEPARATOR` parts, cut to at most `max_chars`."""
+        buffer, line = "", 1
+        for chunk in self.chunks():
+            buffer += chunk
+            start = 0
+            # A piece more than needed stays, so that the best border is always in sight.
+            while len(buffer) - start > 2 * max_chars + len(SEPARATOR):
+                end, after = _border(buffer, start, max_chars)
+                yield line, buffer[start:end]
+                line += buffer.count("\n", start, after)
+                start = after
+            buffer = buffer[start:]
+        start = 0
+        while start < len(buffer):
+            end, after = _border(buffer, start, max_chars)
+            yield line, buffer[start:end]
+            line += buffer.count("\n", start, after)
+            start = after
+
+
+def cut(text: str, max_chars: int) -> Iterator[str]:
+    """Yield a text in pieces of at most `max_chars` characters, cut at the best borders.
+
+    Those are, in the latter half of a piece: a blank line, a line's end, a sentence's end, a
+    space. The pieces put together are the text, but for space at the borders.
+    """
+    start = 0
+    while len(text) - start > max_chars:
+        end = _border(text, start, max_chars, separator=None)[1]
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _border(
+    text: str, start: int, max_chars: int, separator: str | None = SEPARATOR
+) -> tuple[int, int]:
+    """Return where the piece from `start` ends and where the next one begins."""
+    limit = start + max_chars
+    if separator is not None:
+        found = text.find(separator, start, limit + len(separator))
+        if found >= 0:
+            return found, found + len(separator)
+    if len(text) <= limit:
+        return len(text), len(text)
+    for mark in ("\n\n", "\n", "。", ". ", "! ", "? ", "！", "？", " "):
+        found = text.rfind(mark, start + max_chars // 2, limit)
+        if found >= 0:
+            return found + len(mark), found + len(mark)
+    return limit, limit

@@ -1,0 +1,72 @@
+"""What went wrong while reading: counted, named, and never silently passed over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_EXAMPLES = 5
+
+LOST = {
+    "broken row": "not JSON, or with another number of fields than the header",
+    "bad conversation": "messages that no chat can have",
+    "no text": "a row without a text",
+    "line too long": "a row too long to be one",
+    "damaged file": "could not be read to its end; what came before the damage is used",
+    "not text": "a file of another kind",
+    "empty file": "nothing in it",
+}
+"""Kinds of problem by which a row or a file is left out."""
+
+MENDED = {
+    "unreadable bytes": "replaced by U+FFFD",
+    "NUL characters": "removed",
+    "other encoding": "not UTF-8, read as what it is",
+}
+"""Kinds of problem where the text is used all the same."""
+
+
+@dataclass(slots=True)
+class Problem:
+    """How often something occurred, and the first places where."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Problems:
+    """All problems of one reading, by kind (a key of `LOST` or `MENDED`)."""
+
+    kinds: dict[str, Problem] = field(default_factory=dict)
+
+    def add(self, kind: str, where: str, why: str = "", count: int = 1) -> None:
+        """Count a problem at `where` (`file:line`)."""
+        assert kind in LOST or kind in MENDED
+        problem = self.kinds.setdefault(kind, Problem())
+        problem.count += count
+        if len(problem.examples) < MAX_EXAMPLES:
+            problem.examples.append(f"{where}: {why}" if why else where)
+
+    def count(self, kind: str) -> int:
+        """Return how often a kind of problem occurred."""
+        return self.kinds[kind].count if kind in self.kinds else 0
+
+    def lines(self) -> list[str]:
+        """Return one line for each kind, for the person watching."""
+        return [
+            f"{'left out' if kind in LOST else 'mended'}, {kind} "
+            f"({(LOST | MENDED)[kind]}): {problem.count:,}, such as {problem.examples[0]}"
+            for kind, problem in sorted(self.kinds.items())
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of the report."""
+        return {
+            kind: {
+                "count": problem.count,
+                "left_out": kind in LOST,
+                "examples": problem.examples,
+            }
+            for kind, problem in sorted(self.kinds.items())
+        }

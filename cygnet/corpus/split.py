@@ -1,0 +1,45 @@
+"""Which documents are held out: decided by a hash of the subject, never by the order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from cygnet.corpus.document import Document
+from cygnet.errors import UserError
+
+
+def split_position(document: Document, seed: int = 0) -> float:
+    """Return a number in [0, 1) that depends on the document's title alone (or its text).
+
+    Documents of one title, such as a dish's recipe and its article, share their position, so a
+    held-out subject is held out wherever it occurs.
+    """
+    subject = " ".join((document.title or document.text).casefold().split())
+    digest = hashlib.sha256(f"{seed}\0{subject}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def is_heldout(document: Document, share: float, seed: int = 0) -> bool:
+    """Return whether a document is held out when about `share` of all are."""
+    return split_position(document, seed) < share
+
+
+def heldout_limit(positions: Sequence[float], share: float) -> float:
+    """Return the position under which documents are held out.
+
+    That is `share`, unless no document lies under it: then the subject with the lowest position
+    is held out, so that a small corpus can be measured too.
+
+    Raises:
+        UserError: all documents share one subject, so nothing can be held out.
+    """
+    ordered = sorted(set(positions))
+    if ordered and ordered[0] < share:
+        return share
+    if len(ordered) < 2:
+        raise UserError(
+            f"no held-out text left: the {len(positions)} usable document(s) are one subject; "
+            "give more text, or cut it into more documents with a smaller --max-chars"
+        )
+    return ordered[1]

@@ -1,0 +1,162 @@
+"""The curves of a stage, drawn by matplotlib: as PNG files, and as SVG that takes the page's
+colours. Labels are in English alone, so that no font is missing anywhere."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cygnet.files import write_atomic
+
+MAX_POINTS = 400
+SMOOTHED_SHARE = 0.03
+"""Share of the points that a running mean covers on either side."""
+PNG_DPI = 120
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Palette:
+    """Colours of a drawing."""
+
+    ink: str
+    line: str
+    second: str
+    grid: str
+    paper: str
+
+
+PNG_COLOURS = Palette("#333a45", "#0f766e", "#c2410c", "#e3e1da", "#ffffff")
+STAND_INS = Palette("#010101", "#010102", "#010103", "#010104", "none")
+"""Colours that `as_svg` replaces by the page's own."""
+SVG_COLOURS = {
+    STAND_INS.ink: "var(--soft)",
+    STAND_INS.line: "var(--accent)",
+    STAND_INS.second: "var(--second)",
+    STAND_INS.grid: "var(--rule)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One drawing: a logged key, drawn as a line, and held-out keys, drawn as points."""
+
+    name: str
+    title: str
+    key: str
+    heldout: tuple[str, ...] = ()
+    from_zero: bool = False
+
+
+CURVES = (
+    Curve("loss", "loss (dots: on held-out data)", "loss", ("heldout_loss",)),
+    Curve("learning_rate", "learning rate", "lr", from_zero=True),
+    Curve("tokens_per_second", "tokens per second", "tokens_per_second", from_zero=True),
+    Curve("epoch_time", "time of an epoch (s)", "epoch_time", from_zero=True),
+)
+
+
+def draw_curves(log: Sequence[Row], colours: Palette) -> dict[str, Any]:
+    """Return a matplotlib figure for each curve that the log has values of."""
+    figures = {}
+    for curve in CURVES:
+        points = _points(log, curve.key)
+        if points:
+            others = [_points(log, key) for key in curve.heldout]
+            figures[curve.name] = _draw(curve, points, [p for p in others if p], colours)
+    return figures
+
+
+def write_pngs(log: Sequence[Row], folder: Path) -> list[Path]:
+    """Write a PNG of each curve into `folder`; return the files."""
+    written = []
+    for name, figure in draw_curves(log, PNG_COLOURS).items():
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=PNG_DPI, metadata={"Software": None})
+        write_atomic(folder / f"{name}.png", content.getvalue())
+        written.append(folder / f"{name}.png")
+    return written
+
+
+def curves_as_svg(log: Sequence[Row], salt: str) -> list[str]:
+    """Return each curve as an <svg> element in the page's colours.
+
+    Args:
+        log: rows of metrics.jsonl.
+        salt: makes the element's ids its own among all of a page.
+    """
+    import matplotlib
+
+    drawn = []
+    for name, figure in draw_curves(log, STAND_INS).items():
+        content = io.StringIO()
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt + name}):
+            figure.savefig(content, format="svg", metadata={"Date": None}, transparent=True)
+        drawn.append(_for_page(content.getvalue(), f"{salt}: {name.replace('_', ' ')}"))
+    return drawn
+
+
+def _points(log: Sequence[Row], key: str) -> list[tuple[float, float]]:
+    points = [
+        (float(row["step"]), float(row[key]))
+        for row in log
+        if isinstance(row.get(key), int | float) and "step" in row
+    ]
+    every = -(-len(points) // MAX_POINTS) or 1
+    kept = points[::every]
+    return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    half = int(SMOOTHED_SHARE * len(values))
+    windows = (values[max(i - half, 0) : i + half + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def _draw(
+    curve: Curve,
+    points: Sequence[tuple[float, float]],
+    others: Sequence[Sequence[tuple[float, float]]],
+    colours: Palette,
+) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4, 2.5), layout="constrained", facecolor=colours.paper)
+    axes = figure.add_subplot(facecolor=colours.paper)
+    steps, values = zip(*points, strict=True)
+    axes.plot(steps, values, color=colours.line, linewidth=0.9, alpha=0.35)
+    marker = "o" if len(points) == 1 else ""
+    axes.plot(steps, _smoothed(values), color=colours.line, linewidth=1.8, marker=marker)
+    for other in others:
+        axes.plot(*zip(*other, strict=True), "o", color=colours.second, markersize=3.5)
+    if curve.from_zero:
+        axes.set_ylim(0, 1.12 * max(values) or 1)
+    axes.set_title(curve.title, fontsize=9.5, color=colours.ink, loc="left")
+    axes.set_xlabel("step", fontsize=8.5, color=colours.ink)
+    axes.tick_params(labelsize=8.5, colors=colours.ink, length=0)
+    axes.ticklabel_format(axis="y", scilimits=(-3, 6))
+    axes.yaxis.get_offset_text().set(color=colours.ink, fontsize=8)
+    axes.grid(color=colours.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return figure
+
+
+def _for_page(svg: str, label: str) -> str:
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<(metadata|style).*?</\1>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="(?:\w+_\d+|matplotlib[^"]*)"', "", svg)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
+    svg = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{label}"', svg, count=1
+    )
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r' xmlns(?::\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    for stand_in, colour in SVG_COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    return svg

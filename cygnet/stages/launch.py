@@ -1,0 +1,75 @@
+"""Around the engine: from a starting model to the finished model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cygnet.config import TrainConfig
+from cygnet.errors import UserError
+from cygnet.export.huggingface import load_folder, save_folder
+from cygnet.files import sha256_file
+from cygnet.model.transformer import Transformer
+from cygnet.progress import say
+from cygnet.text.tokenizer import Tokenizer
+from cygnet.train.engine import Engine
+from cygnet.train.run_folder import changes, is_finished, keep_aside, plain
+from cygnet.train.stage import Stage
+
+
+def train_and_save(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    stage: Stage,
+    config: TrainConfig,
+    run: Path,
+    inputs: dict[str, Any],
+    renew: bool = False,
+) -> Path:
+    """Train `model` in `stage` and write `run/model`; return that folder.
+
+    A run that is finished with the same settings and inputs is left as it is.
+
+    Args:
+        model: where to start; trained in place.
+        tokenizer: saved beside the weights.
+        stage: batches and loss.
+        config: training settings as asked for.
+        run: the run folder.
+        inputs: hashes and settings of all else that decides the result.
+        renew: keep a run with other settings aside and start anew, rather than refuse.
+    """
+    origin = {"stage": stage.name, "model": plain(model.config), "inputs": inputs}
+    if config.resume != "never" and is_finished(run, origin, config):
+        say(f"{stage.name}: up to date, nothing to do ({run})")
+        return run / "model"
+    if renew and (run / "config.yaml").exists():
+        changed = changes(run, origin, config)
+        if changed:
+            say(f"{stage.name}: made again, for {'; '.join(changed)}")
+            keep_aside(run)
+    Engine(model, stage, config, run, origin).train()
+    return save_folder(model, tokenizer, run / "model")
+
+
+def find_model(path: Path) -> Path:
+    """Return the model folder that a run folder or model folder stands for.
+
+    Raises:
+        UserError: there is none.
+    """
+    for folder in (path, path / "model"):
+        if (folder / "config.json").exists() and (folder / "model.safetensors").exists():
+            return folder
+    what = "holds no model" if path.exists() else "does not exist"
+    raise UserError(
+        f"{path}: {what} (config.json and model.safetensors, there or in its model/); give the "
+        "folder of a finished run"
+    )
+
+
+def load_start(path: Path) -> tuple[Transformer, Tokenizer, str]:
+    """Load the model that a stage starts from; return model, tokenizer, hash of the weights."""
+    folder = find_model(path)
+    model, tokenizer = load_folder(folder)
+    return model, tokenizer, sha256_file(folder / "model.safetensors")

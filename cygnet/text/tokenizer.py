@@ -1,0 +1,271 @@
+"""Byte-level BPE: any text to ids and back, without loss.
+
+Qwen2's pre-tokenizer (digits one by one) reads the text, so that llama.cpp, which knows it by
+name, gives the same ids. For training alone each Han character is set apart first: no entry is
+spent on a pair of characters, see `docs/lab-book.md`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from cygnet.errors import UserError
+from cygnet.files import folder_atomic, read_jsonl, write_atomic, write_json
+from cygnet.progress import say, track
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+)
+END_OF_DOCUMENT, IM_START, IM_END = SPECIAL_TOKENS[:3]
+CHUNK_TEXTS = 1000
+MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
+
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Qwen2's, from the tokenizer.json of Qwen/Qwen2.5-0.5B."""
+
+_TOKENIZER_FILE = "tokenizer.json"
+_TEMPLATE_FILE = "chat_template.jinja"
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Tokenizer:
+    """Text to token ids and back. Control tokens spelt in a text are ordinary text, always."""
+
+    def __init__(self, inner: tokenizers.Tokenizer, chat_template: str | None = None) -> None:
+        inner.encode_special_tokens = True
+        self._inner = inner
+        self.chat_template = chat_template or default_chat_template()
+        self.special_ids = {
+            token: found
+            for token in SPECIAL_TOKENS
+            if (found := inner.token_to_id(token)) is not None
+        }
+        if missing := [t for t in SPECIAL_TOKENS[:3] if t not in self.special_ids]:
+            raise UserError(f"tokenizer: lacks {', '.join(missing)}; train one with Cygnet")
+        self.vocab_size: int = inner.get_vocab_size()
+        self.eos_id = self.special_ids[END_OF_DOCUMENT]
+        self.im_start_id = self.special_ids[IM_START]
+        self.im_end_id = self.special_ids[IM_END]
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Tokenizer:
+        """Read a tokenizer folder.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        path, template = Path(folder) / _TOKENIZER_FILE, Path(folder) / _TEMPLATE_FILE
+        if not path.is_file():
+            raise UserError(
+                f"{folder}: no {_TOKENIZER_FILE} there; give a tokenizer or model folder"
+            )
+        try:
+            inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # noqa: BLE001 (the library raises bare Exception)
+            raise UserError(f"{path}: damaged ({error}); train the tokenizer again") from error
+        return cls(inner, template.read_text(encoding="utf-8") if template.is_file() else None)
+
+    def save(self, folder: Path | str) -> None:
+        """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` to a folder.
+
+        transformers' `AutoTokenizer` loads it, offline, with the same ids. Other files of the
+        folder stay as they are.
+        """
+        write_atomic(Path(folder) / _TOKENIZER_FILE, self._inner.to_str(pretty=True))
+        write_atomic(Path(folder) / _TEMPLATE_FILE, self.chat_template)
+        write_json(Path(folder) / "tokenizer_config.json", self._transformers_config())
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text.
+
+        A lone surrogate is no Unicode text (UTF-8 cannot hold it) and is read as U+FFFD.
+        """
+        return self._inner.encode(_unicode(text), add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text; all cores work at it."""
+        encoded = self._inner.encode_batch_fast([*map(_unicode, texts)], add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
+        """Return the text of ids; bytes that are no UTF-8 become U+FFFD.
+
+        Args:
+            ids: token ids.
+            skip_special: leave control tokens out instead of spelling them.
+        """
+        table = self._bytes
+        special = set(self.special_ids.values()) if skip_special else set()
+        return b"".join(table[i] for i in ids if i not in special).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for; half a character is possible."""
+        return self._bytes[token_id]
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the tokenizer.json with sorted keys: equal if and only if the ids are."""
+        canonical = json.dumps(json.loads(self._inner.to_str()), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        of_character = _byte_of_character()
+        table = [b""] * self.vocab_size
+        added = self._inner.get_added_tokens_decoder()
+        for token, index in self._inner.get_vocab().items():
+            known = index not in added
+            table[index] = bytes(of_character[c] for c in token) if known else token.encode()
+        return table
+
+    def _transformers_config(self) -> dict[str, Any]:
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_bos_token": False,
+            "add_prefix_space": False,
+            "clean_up_tokenization_spaces": False,
+            "bos_token": None,
+            "eos_token": IM_END,
+            "pad_token": END_OF_DOCUMENT,
+            "unk_token": None,
+            "added_tokens_decoder": {
+                str(index): {
+                    "content": token,
+                    "lstrip": False,
+                    "normalized": False,
+                    "rstrip": False,
+                    "single_word": False,
+                    "special": True,
+                }
+                for token, index in self.special_ids.items()
+            },
+        }
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 6400) -> Tokenizer:
+    """Learn a vocabulary: the control tokens (ids 0 to 8), the 256 bytes, then merges.
+
+    The same texts in the same order give the same tokenizer. A small corpus may hold fewer pairs
+    than asked for; the vocabulary is then smaller, which is said.
+
+    Raises:
+        UserError: `vocab_size` has no room for the bytes, or there is no text.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise UserError(f"vocab_size: {vocab_size} is under {MIN_VOCAB_SIZE} (256 bytes + control)")
+    num_characters = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal num_characters
+        for text in texts:
+            num_characters += len(text)
+            yield _unicode(text)
+
+    inner = tokenizers.Tokenizer(models.BPE())
+    read = [
+        pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    han = pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")
+    inner.pre_tokenizer = pre_tokenizers.Sequence([han, *read])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    inner.train_from_iterator(counted(), trainer)
+    inner.pre_tokenizer = pre_tokenizers.Sequence(read)
+    inner.decoder = decoders.ByteLevel()
+    if not num_characters:
+        raise UserError("tokenizer: no text to learn from; give a file with text in it")
+    if inner.get_vocab_size() < vocab_size:
+        say(f"tokenizer: {inner.get_vocab_size()} entries, not {vocab_size}: the text is too short")
+    return Tokenizer(inner)
+
+
+def make_tokenizer(
+    documents: Path, out: Path, vocab_size: int = 6400, heldout: Path | None = None
+) -> Tokenizer:
+    """Train on the `text` of clean documents and write the folder `out`, `report.json` in it.
+
+    The report holds UTF-8 bytes per token by domain, of the held-out documents where given.
+    """
+    texts = (row["text"] for row in track(read_jsonl(documents), "tokenizer"))
+    tokenizer = train_tokenizer(texts, vocab_size)
+    texts_by_domain: dict[str, list[str]] = {}
+    for row in read_jsonl(heldout or documents):
+        texts_by_domain.setdefault(row["domain"], []).append(row["text"])
+    with folder_atomic(out) as folder:
+        tokenizer.save(folder)
+        report = {
+            "vocab_size": tokenizer.vocab_size,
+            "hash": tokenizer.hash,
+            "bytes_per_token": bytes_per_token(tokenizer, texts_by_domain),
+        }
+        write_json(folder / "report.json", report)
+    return tokenizer
+
+
+def bytes_per_token(
+    tokenizer: Tokenizer, texts_by_domain: Mapping[str, Iterable[str]]
+) -> dict[str, float]:
+    """Return UTF-8 bytes per token for each domain that has a token."""
+    found = {}
+    for domain, texts in texts_by_domain.items():
+        num_bytes = num_tokens = 0
+        for chunk in chunks(texts, CHUNK_TEXTS):
+            num_bytes += sum(len(_unicode(text).encode()) for text in chunk)
+            num_tokens += sum(map(len, tokenizer.encode_batch(chunk)))
+        if num_tokens:
+            found[domain] = num_bytes / num_tokens
+    return found
+
+
+def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yield lists of up to `size` items, in order."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def default_chat_template() -> str:
+    """Return the chat template that new tokenizers get."""
+    return (Path(__file__).parent / _TEMPLATE_FILE).read_text(encoding="utf-8")
+
+
+def _unicode(text: str) -> str:
+    return _LONE_SURROGATE.sub("\ufffd", text)
+
+
+def _byte_of_character() -> dict[str, int]:
+    """Return the byte behind each of the 256 characters that byte-level BPE spells bytes with.
+
+    Radford et al. 2019 (GPT-2, `bytes_to_unicode`): printable bytes stand for themselves, the
+    others are moved up to U+0100 and on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    moved = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(moved)}

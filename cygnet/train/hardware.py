@@ -1,0 +1,291 @@
+"""What the machine has: device, type of computation, memory, cores, compiler, matrix rate."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shutil
+import sysconfig
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from cygnet.config import TrainConfig
+from cygnet.errors import UserError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+BF16_PAYS = 1.3
+"""How much faster than float32 bfloat16 products must be, where no flag of the processor tells."""
+RATE_SIZE = {"cpu": 2048, "cuda": 8192}
+RATE_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that this process may still take, and what sets that limit."""
+
+    free_bytes: int
+    limited_by: str
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A machine as the engine and the planner see it.
+
+    Attributes:
+        device: where the model lives.
+        name: the processor or GPU, for people.
+        dtype: the type of the computation; dtype_reason says why.
+        memory: what the device has left; on the CPU that is the process's own allowance.
+        num_cores: cores that this process may use, at least one.
+    """
+
+    device: torch.device
+    name: str
+    dtype: torch.dtype
+    dtype_reason: str
+    memory: Memory
+    num_cores: int
+
+    @property
+    def dtype_name(self) -> str:
+        """`bf16`, `fp16` or `fp32`."""
+        return next(name for name, dtype in DTYPES.items() if dtype is self.dtype)
+
+    @cached_property
+    def matrix_rate(self) -> float:
+        """Floating-point operations a second of a large product in `dtype`, measured once."""
+        return matrix_flops_per_second(self.dtype, self.device)
+
+    def compile_problem(self) -> str | None:
+        """Say in one line what keeps torch.compile from working here, or return None."""
+        return compile_problem(self.device)
+
+
+def find_hardware(config: TrainConfig) -> Hardware:
+    """Look at the machine, as far as `config.device` and `config.dtype` leave it open.
+
+    Raises:
+        UserError: a device or type that is not there.
+    """
+    device = choose_device(config.device)
+    dtype, reason = resolve_dtype(config.dtype, device)
+    return Hardware(
+        device=device,
+        name=device_name(device),
+        dtype=dtype,
+        dtype_reason=reason,
+        memory=usable_memory(device),
+        num_cores=usable_cores(),
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` is the first GPU, or else the CPU.
+
+    Raises:
+        UserError: torch does not know it, or this machine does not have it.
+    """
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name!r}: not one of auto, cpu, cuda, cuda:0, ...") from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise UserError(f"device {name!r}: Cygnet trains on cpu and cuda; take one, or auto")
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        found = f"{count} GPU{'s' if count > 1 else ''}" if count else "no GPU"
+        raise UserError(f"device {name!r}: torch finds {found} here; give --device auto")
+    return torch.device("cuda", device.index or 0)
+
+
+def device_name(device: torch.device) -> str:
+    """Return the maker's name of the processor or GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
+    return str(name).strip()
+
+
+def resolve_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """Choose the type of the computation and say why.
+
+    `auto` is bf16 where the hardware has bf16 matrix instructions (x86: AMX or AVX-512 BF16;
+    CUDA: compute capability 8 or more; other processors: where a product is measured to be
+    faster), fp16 on older GPUs, fp32 else. Weights and optimizer stay float32 in any case.
+    """
+    if name != "auto":
+        return DTYPES[name], "as asked for"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        reason = f"compute capability {major}.{minor}"
+        return (torch.bfloat16 if major >= 8 else torch.float16), reason
+    found = torch.cpu.get_capabilities()
+    if found.get("architecture") in ("x86_64", "amd64"):
+        for flag, label in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512 BF16")):
+            if found.get(flag):
+                return torch.bfloat16, f"the processor has {label}"
+        return torch.float32, "the processor has no bf16 matrix instructions"
+    ratio = matrix_flops_per_second(torch.bfloat16, device, 0.1) / matrix_flops_per_second(
+        torch.float32, device, 0.1
+    )
+    reason = f"bf16 products measured at {ratio:.1f} x the rate of fp32"
+    return (torch.bfloat16 if ratio >= BF16_PAYS else torch.float32), reason
+
+
+def matrix_flops_per_second(
+    dtype: torch.dtype, device: torch.device, seconds: float = RATE_SECONDS
+) -> float:
+    """Measure the rate of a large `torch.mm`, the median of repeats over about `seconds`."""
+    size = RATE_SIZE[device.type]
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+
+    def once() -> float:
+        started = time.perf_counter()
+        torch.mm(a, b, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    once()
+    times = [once()]
+    while sum(times) < seconds:
+        times.append(once())
+    return 2.0 * size**3 / median(times)
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Return how many cores this process may keep busy: affinity and the container's quota."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quotas = []
+    for folder in _cgroup_folders("cpu", root):
+        text = _read(folder / "cpu.max").split()
+        if not text:
+            text = [_read(folder / f"cpu.cfs_{part}_us") for part in ("quota", "period")]
+        if len(text) == 2 and text[0].isdigit() and text[1].isdigit() and int(text[0]):
+            quotas.append(int(text[0]) / int(text[1]))
+    return max(1, math.floor(min([cores, *quotas])))
+
+
+def usable_memory(device: torch.device, root: Path = Path("/")) -> Memory:
+    """Return the bytes that can still be allocated: the smallest of all limits.
+
+    On the CPU these are the memory that the kernel calls available, the limits of every control
+    group above this process (versions 1 and 2, less what cannot be reclaimed of its use) and
+    RLIMIT_AS and RLIMIT_DATA (less what is mapped).
+    """
+    if device.type == "cuda":
+        return Memory(torch.cuda.mem_get_info(device)[0], f"free on {device}")
+    found = [*_machine_memory(root), *_cgroup_memory(root), *_rlimit_memory(root)]
+    return min(found, key=lambda memory: memory.free_bytes)
+
+
+def _machine_memory(root: Path) -> Iterator[Memory]:
+    available = _fields(root / "proc/meminfo").get("MemAvailable")
+    if available is not None:
+        yield Memory(available * 1024, "free memory of the machine")
+    else:
+        # Without /proc (macOS) only the size is known; half of it is a usual share to be free.
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        yield Memory(total // 2, "half of the machine's memory")
+
+
+def _cgroup_memory(root: Path) -> Iterator[Memory]:
+    for folder in _cgroup_folders("memory", root):
+        for limit_name, usage_name, cache_name in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            limit, usage = _read(folder / limit_name), _read(folder / usage_name)
+            if limit.isdigit() and usage.isdigit():
+                cache = _fields(folder / "memory.stat").get(cache_name, 0)
+                free = int(limit) - int(usage) + cache
+                yield Memory(max(free, 0), "memory limit of the container")
+
+
+def _rlimit_memory(root: Path) -> Iterator[Memory]:
+    import resource
+
+    used = _fields(root / "proc/self/status")
+    for name, field in (("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")):
+        limit = resource.getrlimit(getattr(resource, name))[0]
+        if limit != resource.RLIM_INFINITY:
+            free = limit - used.get(field, 0) * 1024
+            yield Memory(max(free, 0), f"{name} (ulimit)")
+
+
+def _cgroup_folders(controller: str, root: Path) -> Iterator[Path]:
+    """Yield this process's control groups that can hold the controller, the innermost first."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        mount = root / "sys/fs/cgroup"
+        if controllers:
+            if controller not in controllers.split(","):
+                continue
+            mount = mount / controllers if (mount / controllers).is_dir() else mount / controller
+        elif (mount / "unified").is_dir():
+            mount = mount / "unified"
+        inner = mount / path.lstrip("/")
+        # A container may show the path of the host, which is not there inside it.
+        while not inner.is_dir() and inner != mount and mount in inner.parents:
+            inner = inner.parent
+        yield inner
+        while inner != mount and mount in inner.parents:
+            inner = inner.parent
+            yield inner
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Read `name: number ...` or `name number` lines."""
+    fields = {}
+    for line in _read(path).splitlines():
+        words = line.replace(":", " ").split()
+        if len(words) >= 2 and words[1].isdigit():
+            fields[words[0]] = int(words[1])
+    return fields
+
+
+def compile_problem(device: torch.device) -> str | None:
+    """Say in one line what keeps torch.compile from working here, or return None.
+
+    It compiles C++ for the CPU and a C launcher for the GPU, both against Python's headers.
+    """
+    compiler, variable = ("g++", "CXX") if device.type == "cpu" else ("gcc", "CC")
+    if platform.system() == "Darwin":
+        compiler = "clang++"
+    if shutil.which(os.environ.get(variable, compiler)) is None:
+        other = shutil.which("clang++" if variable == "CXX" else "clang")
+        mend = f"{variable}={other}" if other else f"apt install {compiler}"
+        return (
+            f"no C++ compiler ({compiler}) on PATH: training goes on uncompiled, about 1.5 to 2 "
+            f"times slower ({mend} mends that)"
+        )
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.exists():
+        return (
+            f"{header} is missing, which torch.compile needs: training goes on uncompiled, about "
+            "1.5 to 2 times slower (apt install python3-dev mends that)"
+        )
+    return None

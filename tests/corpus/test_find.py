@@ -1,0 +1,72 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from cygnet.corpus.find import find_files
+from cygnet.corpus.problems import Problems
+from cygnet.errors import UserError
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in (
+        "notes/b.txt",
+        "notes/a.md.gz",
+        "notes/poems/x.jsonl",
+        "notes/.hidden/y.txt",
+        "notes/image.png",
+        "v1.2.csv.zst",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    return tmp_path
+
+
+def test_a_folder_gives_its_files_in_order_and_names_what_it_passes_over(tree: Path) -> None:
+    problems = Problems()
+    files = find_files([str(tree / "notes")], problems)
+    assert [(f.source, f.domain, f.kind) for f in files] == [
+        ("notes/a.md.gz", "notes", "text"),
+        ("notes/b.txt", "notes", "text"),
+        ("notes/poems/x.jsonl", "poems", "jsonl"),
+    ]
+    assert problems.count("not text") == 1
+    assert "image.png" in problems.lines()[0]
+
+
+def test_file_and_glob_and_each_file_once(tree: Path) -> None:
+    file, pattern = str(tree / "v1.2.csv.zst"), str(tree / "**" / "*.txt")
+    files = find_files([file, pattern, file], Problems())
+    assert [(f.source, f.domain) for f in files] == [
+        ("v1.2.csv.zst", "v1.2"),
+        ("notes/b.txt", "notes"),
+    ]
+
+
+def test_many_single_files_share_a_domain(tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    paths = [folder / f"{i}.txt" for i in range(20)]
+    for path in paths:
+        path.write_text("x")
+    assert {f.domain for f in find_files([str(p) for p in paths], Problems())} == {"many"}
+
+
+def test_excluded_folder_is_passed_over(tree: Path) -> None:
+    files = find_files([str(tree / "notes")], Problems(), exclude=tree / "notes" / "poems")
+    assert [f.path.name for f in files] == ["a.md.gz", "b.txt"]
+
+
+@pytest.mark.parametrize(
+    ("given_path", "message"),
+    [
+        ("note", "no such file or folder .did you mean 'notes'"),
+        ("nothing/*.txt", "no such file or folder"),
+        ("notes/image.png", "cannot read a file of this kind; give txt, md"),
+    ],
+)
+def test_a_wrong_path_is_a_clear_line(tree: Path, given_path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_files([os.fspath(tree / given_path)], Problems())
