@@ -125,14 +125,11 @@ def overview() -> str:
 
 
 def _run(verb: Verb, program: str, arguments: list[str]) -> None:
-    import tyro
-
-    from cygnet.config import as_flags
+    from cygnet.flags import parse
 
     module = importlib.import_module(verb.module)
-    settings = as_flags(getattr(module, verb.settings), program, verb.help, verb.examples, arguments)
-    getattr(module, verb.function)(settings)
-    del tyro
+    command = getattr(module, verb.settings)
+    getattr(module, verb.function)(parse(command, arguments, program, verb.help, verb.examples))
 
 
 def _fail(message: str, code: int) -> None:

@@ -1,7 +1,6 @@
-"""Which step comes after which, and what is already up to date.
+"""Which step comes after which. Each step reads folders, writes one, and knows if it is up to date.
 
-`cygnet run` takes the whole way; every other command takes one step of it. A step reads folders
-and writes one folder, which names in its manifest what it was made from.
+`cygnet run` takes the whole way; each other command takes one step of it.
 """
 
 from __future__ import annotations
@@ -9,22 +8,353 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import tyro
 
+from cygnet import __version__
 from cygnet.config import ModelConfig, TrainConfig, as_yaml
+from cygnet.corpus import builtin
 from cygnet.corpus.instructions import InstructionConfig, build_instructions
 from cygnet.corpus.pipeline import HELDOUT, TRAIN, DataConfig, prepare
 from cygnet.errors import UserError
+from cygnet.evals.evaluate import evaluate
+from cygnet.evals.report import write_report
 from cygnet.evals.result import EvalConfig
+from cygnet.export.huggingface import load_folder
 from cygnet.files import folder_atomic, read_jsonl, sha256_file, write_atomic, write_json
-from cygnet.progress import say, track
-from cygnet.stages.settings import DpoConfig, PairConfig
+from cygnet.generate.engine import Generator
+from cygnet.progress import say
+from cygnet.stages.dpo import DpoConfig, dpo
+from cygnet.stages.launch import find_model
+from cygnet.stages.pairs import PairConfig, build_pairs
+from cygnet.stages.pretrain import pretrain
+from cygnet.stages.sft import sft
+from cygnet.text.tokenizer import make_tokenizer
+from cygnet.train.hardware import find_hardware
+from cygnet.train.planner import describe_plan
 
 STAGES = ("pretrain", "sft", "dpo")
-From = Annotated[Path | None, tyro.conf.arg(name="from")]
-Flat = tyro.conf.OmitArgPrefixes
+From = Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN_OR_MODEL")]
+Train = Annotated[TrainConfig, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCommand:
+    """The whole way, from raw text to a report. A YAML file holds the same keys."""
+
+    reads_yaml: ClassVar[bool] = True
+    data: tuple[str, ...] = ()
+    """Files, folders or globs of raw text or conversations; none takes the built-in text."""
+    out: Path = Path("runs/mine")
+    """Folder for everything that is made."""
+    corpus: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    pretrain: TrainConfig = TrainConfig()
+    instructions: InstructionConfig = InstructionConfig()
+    sft: TrainConfig = TrainConfig()
+    pairs: PairConfig = PairConfig()
+    preference: DpoConfig = DpoConfig()
+    dpo: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+def run_command(config: RunCommand) -> None:
+    """Take every step that is not up to date, evaluate each stage, write the report."""
+    run = config.out
+    data = prepare(dataclasses.replace(config.corpus, paths=config.data), run / "data")
+    write_atomic(run / "config.yaml", as_yaml(config))
+    tokenizer = train_tokenizer_step(data, run / "tokenizer", config.model.vocab_size)
+    base = pretrain(
+        data, tokenizer, run / "shards" / "pretrain", run / "pretrain",
+        config.model, config.pretrain, renew=True,
+    )  # fmt: skip
+    instructions = build_instructions(data, run / "instructions", config.instructions)
+    tuned = sft(instructions, base, run / "shards" / "sft", run / "sft", config.sft, renew=True)
+    pairs = make_pairs(instructions, tuned, run / "pairs", config.pairs, config.sft)
+    aligned = dpo(
+        pairs, tuned, run / "shards" / "dpo", run / "dpo",
+        config.dpo, config.preference, renew=True,
+    )  # fmt: skip
+    evaluate_stages(run, config.eval, config.sft)
+    with folder_atomic(run / "model") as folder:
+        shutil.copytree(aligned, folder, dirs_exist_ok=True)
+    report = write_report(run, STAGES)
+    say(
+        f"\nDone. All of it is in {run}:\n"
+        f"  {run}/report.html   what each stage changed, with curves and samples (open it)\n"
+        f"  {run}/report.md     the same as text\n"
+        f"  {run}/model         the finished model, loadable by transformers\n"
+        f"Talk to it:\n"
+        f"  cygnet chat {run}\n"
+        f"The model before alignment, or before it learned to answer:\n"
+        f"  cygnet chat {run}/sft    cygnet chat {run}/pretrain"
+    )
+    assert report.exists()
+
+
+# One step each
+
+
+def train_tokenizer_step(data: Path, out: Path, vocab_size: int) -> Path:
+    """Train a tokenizer on a data folder, unless `out` holds the one of the same inputs."""
+    inputs = {"data": sha256_file(data / "manifest.json"), "vocab_size": vocab_size}
+    if not _up_to_date("tokenizer", out, inputs):
+        make_tokenizer(data / TRAIN, out, vocab_size, data / HELDOUT)
+        _record(out, inputs)
+    return out
+
+
+def make_pairs(
+    instructions: Path, start: Path, out: Path, config: PairConfig, train: TrainConfig
+) -> Path:
+    """Make preference pairs with the model at `start`, unless they are up to date."""
+    inputs = {
+        "instructions": sha256_file(instructions / "manifest.json"),
+        "start": sha256_file(start / "model.safetensors"),
+        "settings": _plain(config),
+    }
+    if not _up_to_date("pairs", out, inputs):
+        model, tokenizer = load_folder(start, find_hardware(train).dtype)
+        build_pairs(instructions, Generator(model, tokenizer), out, config)
+        _record(out, inputs)
+    return out
+
+
+def evaluate_stages(run: Path, config: EvalConfig, train: TrainConfig) -> None:
+    """Evaluate each stage's model on the run's held-out data, where that is not yet done."""
+    heldout = {
+        name: run / name / HELDOUT
+        for name in ("data", "instructions", "pairs")
+        if (run / name / HELDOUT).exists()
+    }
+    if "data" not in heldout:
+        raise UserError(f"{run}: no {HELDOUT} in its data/; evaluate the folder of a whole run")
+    hashes = {name: sha256_file(path) for name, path in heldout.items()}
+    rows = {name: list(read_jsonl(path)) for name, path in heldout.items()}
+    for stage in STAGES:
+        if not (run / stage / "model").exists():
+            continue
+        folder = find_model(run / stage)
+        inputs = {
+            "heldout": hashes,
+            "model": sha256_file(folder / "model.safetensors"),
+            "settings": _plain(config),
+        }
+        if _up_to_date(f"evaluation of {stage}", run / stage, inputs, "eval_inputs.json"):
+            continue
+        model, tokenizer = load_folder(folder, find_hardware(train).dtype)
+        say(f"evaluation of {stage}")
+        result = evaluate(
+            model,
+            tokenizer,
+            rows["data"],
+            rows.get("instructions", []),
+            rows.get("pairs", []),
+            config,
+        )
+        result.save(run / stage / "eval.json")
+        _record(run / stage, inputs, "eval_inputs.json")
+
+
+def _up_to_date(step: str, folder: Path, inputs: dict[str, Any], name: str = "inputs.json") -> bool:
+    """Compare what a step's folder was made from with what it would be made from now."""
+    inputs = {**json.loads(json.dumps(inputs)), "version": __version__}
+    try:
+        recorded = json.loads((folder / name).read_bytes())
+    except (OSError, ValueError):
+        return False
+    changed = [key for key in inputs if recorded.get(key) != inputs[key]]
+    if changed:
+        say(f"{step}: made again, for {' and '.join(changed)} changed")
+    else:
+        say(f"{step}: up to date, nothing to do ({folder})")
+    return not changed
+
+
+def _record(folder: Path, inputs: dict[str, Any], name: str = "inputs.json") -> None:
+    write_json(folder / name, {**inputs, "version": __version__})
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+
+
+# The single commands
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCommand:
+    """Clean raw files."""
+
+    reads_yaml: ClassVar[bool] = True
+    data: tuple[str, ...] = ()
+    """Files, folders or globs; none takes the built-in text."""
+    out: Path = Path("runs/mine/data")
+    """Folder for the clean documents and the report."""
+    about: bool = False
+    """Say where the built-in text comes from and under which licences, and stop."""
+    corpus: DataConfig = DataConfig()
+
+
+def data_command(config: DataCommand) -> None:
+    """Write a data folder, or tell about the built-in text."""
+    if config.about:
+        print(builtin.about())
+        return
+    out = prepare(dataclasses.replace(config.corpus, paths=config.data), config.out)
+    print((out / "report.md").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerCommand:
+    """Train a tokenizer."""
+
+    data: tuple[str, ...] = ()
+    """A folder of `cygnet data`, or raw files; none takes the built-in text."""
+    out: Path = Path("runs/tokenizer")
+    """Folder for the tokenizer."""
+    vocab_size: int = 6400
+    """Entries."""
+
+
+def tokenizer_command(config: TokenizerCommand) -> None:
+    """Write a tokenizer folder and print its bytes per token."""
+    data = _data_folder(config.data, config.out.with_name(f"{config.out.name}-data"))
+    out = train_tokenizer_step(data, config.out, config.vocab_size)
+    print((out / "report.json").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainCommand:
+    """Pretrain a model."""
+
+    reads_yaml: ClassVar[bool] = True
+    data: tuple[str, ...] = ()
+    """A folder of `cygnet data`, or raw files; none takes the built-in text."""
+    out: Path = Path("runs/pretrain")
+    """The run folder."""
+    tokenizer: Path | None = None
+    """Tokenizer folder; none trains one on the data."""
+    from_: From = None
+    """A run or model folder to go on from, with its sizes and tokenizer."""
+    model: ModelConfig = ModelConfig()
+    pretrain: Train = TrainConfig()
+
+
+def pretrain_command(config: PretrainCommand) -> None:
+    """Prepare what is missing, and pretrain."""
+    out = config.out
+    data = _data_folder(config.data, out / "data")
+    tokenizer = config.tokenizer
+    if tokenizer is None and config.from_ is None:
+        tokenizer = train_tokenizer_step(data, out / "tokenizer", config.model.vocab_size)
+    model = pretrain(
+        data, tokenizer or out, out / "shards", out, config.model, config.pretrain, config.from_
+    )
+    _finish(out, model, f"cygnet sft --from {out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftCommand:
+    """Tune a model to answer."""
+
+    reads_yaml: ClassVar[bool] = True
+    data: tuple[str, ...] = ()
+    """Conversations (jsonl), a folder of `cygnet data`, or none for the built-in text."""
+    from_: From = None
+    """Run or model folder to start from."""
+    out: Path = Path("runs/sft")
+    """The run folder."""
+    instructions: InstructionConfig = InstructionConfig()
+    sft: Train = TrainConfig(epochs=2, learning_rate=1e-3)
+
+
+def sft_command(config: SftCommand) -> None:
+    """Prepare what is missing, and tune."""
+    start = _required(config.from_, "sft")
+    out = config.out
+    data = _data_folder(config.data, out / "data")
+    instructions = build_instructions(data, out / "instructions", config.instructions)
+    model = sft(instructions, start, out / "shards", out, config.sft)
+    _finish(out, model, f"cygnet dpo --from {out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoCommand:
+    """Align a model with preferences."""
+
+    reads_yaml: ClassVar[bool] = True
+    data: tuple[str, ...] = ()
+    """Pairs (one jsonl of prompt, chosen, rejected); none makes pairs from the built-in text."""
+    from_: From = None
+    """Run or model folder to start from; it is the reference too."""
+    out: Path = Path("runs/dpo")
+    """The run folder."""
+    instructions: InstructionConfig = InstructionConfig()
+    pairs: PairConfig = PairConfig()
+    preference: DpoConfig = DpoConfig()
+    dpo: Train = TrainConfig(epochs=1, learning_rate=2e-4)
+
+
+def dpo_command(config: DpoCommand) -> None:
+    """Make or take pairs, and align."""
+    start = find_model(_required(config.from_, "dpo"))
+    out = config.out
+    data = _data_folder((), out / "data")
+    instructions = build_instructions(data, out / "instructions", config.instructions)
+    pairs = make_pairs(instructions, start, out / "pairs", config.pairs, config.dpo)
+    model = dpo(pairs, start, out / "shards", out, config.dpo, config.preference)
+    _finish(out, model, f"cygnet chat {out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalCommand:
+    """Measure every stage of a run."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder that `cygnet run` made."""
+    device: str = "auto"
+    """`cpu`, `cuda`, ..."""
+    eval: Annotated[EvalConfig, tyro.conf.arg(name="")] = EvalConfig()
+
+
+def eval_command(config: EvalCommand) -> None:
+    """Evaluate, write the report again, and print it."""
+    evaluate_stages(config.run, config.eval, TrainConfig(device=config.device))
+    write_report(config.run, STAGES)
+    print((config.run / "report.md").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCommand:
+    """See what fits."""
+
+    reads_yaml: ClassVar[bool] = True
+    model: ModelConfig = ModelConfig()
+    pretrain: Train = TrainConfig()
+
+
+def plan_command(config: PlanCommand) -> None:
+    """Print the plan."""
+    print(describe_plan(config.model, config.pretrain, find_hardware(config.pretrain)))
+
+
+def _data_folder(paths: Sequence[str], out: Path) -> Path:
+    """Return the data folder that the paths name, or make it at `out`."""
+    if len(paths) == 1 and (Path(paths[0]) / TRAIN).exists():
+        return Path(paths[0])
+    return prepare(DataConfig(paths=tuple(paths)), out)
+
+
+def _required(start: Path | None, verb: str) -> Path:
+    if start is None:
+        raise UserError(f"cygnet {verb} needs a model to start from: --from RUN_OR_MODEL")
+    return start
+
+
+def _finish(out: Path, model: Path, following: str) -> None:
+    say(f"\nDone. The model is in {model}.\nNext: {following}    or    cygnet chat {out}")

@@ -13,6 +13,7 @@ from cygnet.corpus.problems import Problems
 SAMPLE_BYTES = 1 << 16
 CHUNK_BYTES = 1 << 20
 MAX_LINE_CHARS = 1 << 24
+MAX_BROKEN = 0.5
 SEPARATOR = "\n<|endoftext|>\n"
 """A line of its own that ends a document in a plain text file."""
 
@@ -32,9 +33,9 @@ _HIGH_RUN = re.compile(b"[\x80-\xff]{2,}")
 def guess_encoding(sample: bytes) -> str | None:
     """Return the encoding that a file's first bytes are in, or None if they are not text.
 
-    A byte-order mark decides; then UTF-16 by its zero bytes; then UTF-8 where some of it decodes
-    (single bytes may be broken). Where not one sequence is good UTF-8 it is GB 18030 if it comes
-    out Chinese, else Windows-1252.
+    A byte-order mark decides; then UTF-16 by its zero bytes; then UTF-8 where most of it
+    decodes. Where most that is not ASCII is broken UTF-8, it is GB 18030 if it comes out Chinese,
+    else Windows-1252.
     """
     for bom, encoding in _BOMS:
         if sample.startswith(bom):
@@ -49,7 +50,8 @@ def guess_encoding(sample: bytes) -> str | None:
         return None
     if "\ufffd" not in _decode_sample(sample, "utf-8"):
         return "utf-8"
-    if set(_NON_ASCII.findall(_decode_sample(sample, "utf-8"))) != {"\ufffd"}:
+    others = _NON_ASCII.findall(_decode_sample(sample, "utf-8"))
+    if others.count("\ufffd") < MAX_BROKEN * len(others):
         return "utf-8"
     chinese = _NON_ASCII.findall(_decode_sample(sample, "gb18030"))
     # In Western text a byte over 127 stands between letters; in GB 18030 they come in pairs.

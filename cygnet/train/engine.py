@@ -26,7 +26,7 @@ from cygnet.train.checkpoint import load_checkpoint, newest_checkpoint, save_che
 from cygnet.train.guards import InterruptedRun, blame, check_batch, interruptible
 from cygnet.train.hardware import find_hardware
 from cygnet.train.optim import build_optimizer
-from cygnet.train.planner import plan
+from cygnet.train.planner import estimate_seconds, plan
 from cygnet.train.run_folder import make_room, write_config
 from cygnet.train.schedule import rate_scale
 from cygnet.train.stage import Stage
@@ -34,8 +34,6 @@ from cygnet.train.trackers import make_trackers
 
 COMPILE_REPAYS_S = 60.0
 """Eager training time above which compiling is worth its start-up; see docs/lab-book.md."""
-EAGER_SHARE = 0.3
-"""Share of the matrix rate that an eager step reaches, for that estimate."""
 TIMED_STEPS = 3
 
 
@@ -122,7 +120,7 @@ class Engine:
             dtype=self.hardware.dtype_name,
         )
         if config.micro_batch is None:
-            chosen = plan(model.config, resolved, self.hardware)
+            chosen = plan(model.config, resolved, self.hardware, weights_loaded=True)
             say(chosen.summary())
             resolved = dataclasses.replace(resolved, micro_batch=chosen.micro_batch)
         return dataclasses.replace(resolved, compile=self._choose_compile(resolved, model))
@@ -140,8 +138,7 @@ class Engine:
             eager_s = 60 * config.minutes
         else:
             tokens = (config.steps or 0) * config.rows_per_batch * config.max_seq_len
-            flops = tokens * model.config.flops_per_token(config.max_seq_len / 2)
-            eager_s = flops / (EAGER_SHARE * self.hardware.matrix_rate)
+            eager_s = estimate_seconds(model.config, config, self.hardware, tokens, compiled=False)
         return "on" if eager_s > COMPILE_REPAYS_S else "off"
 
     def _compile(self) -> None:

@@ -186,6 +186,8 @@ class WandbTracker:
                 return
             except Exception as error:  # noqa: BLE001 (whatever it is, there is a way without)
                 problem = _first_line(error)
+                # Else the failed attempt still holds the run's id.
+                wandb.teardown()
         offline: Any = "disabled" if mode == "disabled" else "offline"
         settings = wandb.Settings(**quiet, mode=offline)
         self._run = wandb.init(**arguments, settings=settings)

@@ -196,7 +196,7 @@ def test_nothing_to_read_is_a_clear_line(tmp_path: Path, content: bytes | None) 
     source.mkdir()
     if content is not None:
         (source / "a.txt").write_bytes(content)
-    with pytest.raises(UserError, match="no file to read there|no text found") as raised:
+    with pytest.raises(UserError, match=r"no file to read there|no text found") as raised:
         prepare(config(source), tmp_path / "out")
     assert str(source) in str(raised.value) and "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,72 @@
+"""Pretraining: clean documents to a model that continues text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cygnet.config import ModelConfig, TrainConfig
+from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.errors import UserError
+from cygnet.files import sha256_file
+from cygnet.model.transformer import Transformer
+from cygnet.stages.launch import load_start, train_and_save
+from cygnet.stages.next_token import NextTokenStage, open_shards
+from cygnet.text.shards import tokenize_documents
+from cygnet.text.tokenizer import Tokenizer
+
+
+def pretrain(
+    data: Path,
+    tokenizer_folder: Path,
+    shards: Path,
+    run: Path,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    start: Path | None = None,
+    renew: bool = False,
+) -> Path:
+    """Pretrain on a data folder and return the model folder.
+
+    Args:
+        data: what `cygnet data` wrote.
+        tokenizer_folder: the tokenizer of a new model.
+        shards: where the token shards are, or are made.
+        run: the run folder.
+        model_config: sizes of a new model; its vocabulary becomes the tokenizer's.
+        config: training settings.
+        start: a model to go on from, with its own sizes and tokenizer.
+        renew: see `train_and_save`.
+
+    Raises:
+        UserError: `start` is no model, or cannot read rows as long as asked for.
+    """
+    inputs: dict[str, str | None] = {"start": None}
+    if start is not None:
+        model, tokenizer, inputs["start"] = load_start(start)
+    else:
+        tokenizer = Tokenizer.load(tokenizer_folder)
+        sizes = {**vars(model_config), "vocab_size": tokenizer.vocab_size}
+        model = Transformer(ModelConfig(**sizes))
+        model.initialize(torch.Generator().manual_seed(config.seed))
+    check_context(model, config)
+    for split in (TRAIN, HELDOUT):
+        tokenize_documents(data / split, tokenizer, shards / split.partition(".")[0])
+    inputs["data"] = sha256_file(data / "manifest.json")
+    inputs["tokenizer"] = tokenizer.hash
+    stage = NextTokenStage("pretrain", *open_shards(shards, tokenizer.hash), config)
+    return train_and_save(model, tokenizer, stage, config, run, inputs, renew)
+
+
+def check_context(model: Transformer, config: TrainConfig) -> None:
+    """Refuse rows longer than the context that the model is declared for.
+
+    Raises:
+        UserError: max_seq_len is above max_position.
+    """
+    if config.max_seq_len > model.config.max_position:
+        raise UserError(
+            f"max_seq_len {config.max_seq_len} is above the model's max_position "
+            f"{model.config.max_position}: lower one, or raise the other"
+        )

@@ -1,0 +1,6 @@
+"""Align a model with preferences: `cygnet dpo` under the name that people of this field type."""
+
+from cygnet.cli import main
+
+if __name__ == "__main__":
+    main(verb="dpo")

@@ -1,0 +1,6 @@
+"""Tune a model to answer: `cygnet sft` under the name that people of this field type."""
+
+from cygnet.cli import main
+
+if __name__ == "__main__":
+    main(verb="sft")

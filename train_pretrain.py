@@ -1,0 +1,6 @@
+"""Pretrain a model: `cygnet pretrain` under the name that people of this field type."""
+
+from cygnet.cli import main
+
+if __name__ == "__main__":
+    main(verb="pretrain")
