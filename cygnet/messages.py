@@ -135,8 +135,9 @@ def _text(content: Any, where: str) -> str:
         return content
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        if all(isinstance(part, str) for part in parts):
-            return "".join(parts)
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) == len(parts):
+            return "".join(texts)
     raise UserError(f"{where}.content: holds {type(content).__name__}; only text can be read")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class InputFile:
     """The given folder's subfolder or name; of a single file, its name without suffixes."""
     kind: str
     """A value of `KINDS`."""
+    named: bool = False
+    """Given by its own name, not found in a folder or by a glob."""
 
 
 def kind_of(path: Path) -> str | None:
@@ -72,9 +75,7 @@ def find_files(
     files = list(found.values())
     if len({file.domain for file in files}) > MAX_FILE_DOMAINS:
         files = [
-            InputFile(f.path, f.source, f.path.resolve().parent.name or "text", f.kind)
-            if f.source == f.path.name
-            else f
+            dataclasses.replace(f, domain=f.path.resolve().parent.name or "text") if f.named else f
             for f in files
         ]
     return files
@@ -88,7 +89,7 @@ def _expand(given: str, problems: Problems) -> list[InputFile]:
         kind = kind_of(path)
         if kind is None:
             raise UserError(f"{given}: cannot read a file of this kind; give {READABLE}")
-        return [InputFile(path, path.name, _stem(path), kind)]
+        return [InputFile(path, path.name, _stem(path), kind, named=True)]
     matches = sorted(glob.glob(given, recursive=True))
     if not matches:
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -22,8 +22,9 @@ ROWS_TO_JUDGE = 1_000
 TEXT_FIELDS = ("text", "content", "body", "document", "article", "story", "passage", "raw_text")
 CONVERSATION_FIELDS = frozenset(
     (
-        *("messages", "conversations", "conversation"),
-        *("instruction", "input", "output", "prompt", "response"),
+        *("messages", "conversations", "conversation", "system", "history"),
+        *("instruction", "input", "output", "prompt", "question", "query"),
+        *("response", "answer", "completion"),
     )
 )
 Advance = Callable[..., None]
@@ -47,7 +48,8 @@ def read_documents(
         exclude: a folder whose files are passed over.
 
     Raises:
-        UserError: a path is missing or of an unknown kind, or no row of a file has a text.
+        UserError: a path is missing or of an unknown kind, or in a file given by its name no row
+            has a text.
     """
     for file in find_files(paths, problems, exclude):
         yield from read_file(file, problems, max_chars=max_chars, text_field=text_field)
@@ -169,7 +171,7 @@ class _Rows:
         if field is None:
             self._num_without_text += 1
             self._seen_fields.update(dict.fromkeys(map(str, row)))
-            self._problems.add("no text", where, f"its fields are {_names(row)}")
+            self._problems.add("no text", where, self._missing(row))
             return "", None
         self._num_good += 1
         text = row[field]
@@ -179,13 +181,16 @@ class _Rows:
         return field, text
 
     def judge(self) -> None:
-        """Raise `UserError` if rows were there and not one had a field for the text."""
-        if self._num_good or not self._num_without_text:
-            return
+        """Raise `UserError` if a file that was named has rows and not one with a text."""
+        if self._file.named and self._num_without_text and not self._num_good:
+            raise UserError(f"{self._file.path}: in every row {self._missing(self._seen_fields)}")
+
+    def _missing(self, fields: Iterable[Any]) -> str:
         wanted = self._text_field or "text"
-        raise UserError(
-            f"{self._file.path}: no row has a field {wanted!r}"
-            f"{nearest(wanted, self._seen_fields)}; the fields are {_names(self._seen_fields)}; "
+        names = [str(name) for name in fields]
+        shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+        return (
+            f"no field {wanted!r}{nearest(wanted, names)}; the fields are {shown or 'none'}; "
             "name the one that holds the text with --text-field"
         )
 
@@ -216,11 +221,6 @@ def transcript(messages: Sequence[Mapping[str, Any]]) -> str:
 def _json_fields(row: Mapping[str, Any], without: Iterable[str]) -> dict[str, Any]:
     fields = {str(name): value for name, value in row.items() if name not in without}
     return json.loads(json.dumps(fields, default=str, ensure_ascii=False))
-
-
-def _names(fields: Iterable[Any]) -> str:
-    names = [str(name) for name in fields]
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "none"
 
 
 def _short(value: Any) -> str:

@@ -44,8 +44,9 @@ def encode_chat(
     tools: Tools | None = None,
     add_generation_prompt: bool = False,
 ) -> EncodedChat:
-    """Encode one conversation; equal to transformers' `apply_chat_template` for text without
-    control tokens.
+    """Encode one conversation.
+
+    Of text without control tokens, the ids are those of transformers' `apply_chat_template`.
 
     Args:
         tokenizer: its chat template is used.
@@ -55,7 +56,7 @@ def encode_chat(
 
     Raises:
         UserError: an unknown role, or messages that the template cannot render.
-    """  # noqa: D205
+    """
     return encode_chats(tokenizer, [messages], [tools], add_generation_prompt)[0]
 
 

@@ -77,12 +77,10 @@ class Tokenizer:
         """
         path, template = Path(folder) / _TOKENIZER_FILE, Path(folder) / _TEMPLATE_FILE
         if not path.is_file():
-            raise UserError(
-                f"{folder}: no {_TOKENIZER_FILE} there; give a tokenizer or model folder"
-            )
+            raise UserError(f"{folder}: no {_TOKENIZER_FILE}; give a tokenizer or model folder")
         try:
             inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # noqa: BLE001 (the library raises bare Exception)
+        except Exception as error:  # the library raises nothing narrower
             raise UserError(f"{path}: damaged ({error}); train the tokenizer again") from error
         return cls(inner, template.read_text(encoding="utf-8") if template.is_file() else None)
 

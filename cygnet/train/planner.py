@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
 SHARE = 0.8
 """Share of the free memory that a plan may take; the rest is for all else that runs."""
-HOLES = 1.4
-"""Peak of the process over the bytes of the live activations."""
+HOLES = {"eager": 1.45, "compiled": 1.1}
+"""Peak of the process over the bytes that eager blocks keep; compiled blocks keep less."""
 RUNTIME_BYTES = 300 << 20
 """Libraries, threads and scratch space that the first steps bring in."""
-COMPILER_BYTES = 1200 << 20
-"""torch.compile with its worker processes and the C++ compiler, while it works."""
+COMPILER_BYTES = 700 << 20
+"""torch.compile's worker processes and the C++ compiler, while they work."""
+HELDOUT_ROWS = 16
+"""Rows of held-out text that go through the model at once, one layer after the other."""
 USEFUL_TOKENS = {"cpu": 16_384, "cuda": 65_536}
 """Tokens in a micro-batch beyond which nothing gets faster."""
 EAGER_SHARE, COMPILED_SHARE = 0.3, 0.45
@@ -249,7 +251,10 @@ def _parts(
     muon = train.optimizer == "muon"
     state = 4 * (matrices + 2 * embeddings) if muon else 8 * count
     tokens = micro_batch * seq_len
-    saved = int(HOLES * tokens * saved_bytes_per_token(model, seq_len, c, hardware.device.type))
+    per_token = saved_bytes_per_token(model, seq_len, c, hardware.device.type)
+    holes = HOLES["compiled" if train.compile == "on" else "eager"]
+    heldout = HELDOUT_ROWS * seq_len * per_token / model.num_layers
+    saved = int(holes * max(tokens * per_token, heldout))
     casts = c * count if c < 4 else 0
     positions = tokens if whole_logits else min(tokens, CHUNK_POSITIONS)
     # Logits in the type of the computation, and five arrays of float32 around the softmax; then
@@ -259,10 +264,14 @@ def _parts(
     # Muon stacks all matrices of a shape; gate and up are the largest such group.
     group = 2 * model.num_layers * model.hidden_size * model.intermediate_size
     update = group * (8 + 4 * c) if muon else 4 * embeddings
+    # A length in minutes is turned into steps by a trial, which the weights must survive.
+    copies = Part("copy of weights", 4 * count, "while the first steps are timed")
+    timing = {} if train.minutes is None else {"copy": copies}
     batch = 3 * train.rows_per_batch * train.max_seq_len * 28
     compiler = 0 if train.compile == "off" else COMPILER_BYTES
     return {
         "weights": Part("weights", 4 * count, "float32, 4 bytes a parameter"),
+        **timing,
         "gradients": Part("gradients", 4 * count, "float32, 4 bytes a parameter"),
         "optimizer": Part(
             "optimizer",
@@ -272,11 +281,11 @@ def _parts(
         "activations": Part(
             "activations",
             saved + casts,
-            f"{micro_batch} x {seq_len} tokens, {saved // tokens / 1024:.0f} KiB each; "
-            "weights cast",
+            f"{micro_batch} x {seq_len} tokens, {saved // tokens / 1024:.0f} KiB each"
+            + (", and the weights cast" if casts else ""),
         ),
         "logits": Part("logits", logits, f"{positions} positions x {model.vocab_size} at once"),
-        "update": Part("update", update, "scratch of the optimizer; not beside activations"),
+        "update": Part("update", update, "scratch of the optimizer; not beside logits"),
         "batches": Part("batches", batch, "this batch and the next"),
         "runtime": Part(
             "runtime",
@@ -288,10 +297,10 @@ def _parts(
 
 def _peak(parts: dict[str, Part], weights_loaded: bool) -> int:
     size = {name: part.num_bytes for name, part in parts.items()}
-    standing = size["gradients"] + size["optimizer"] + size["batches"] + size["runtime"]
-    if not weights_loaded:
-        standing += size["weights"]
-    return standing + max(size["activations"] + size["logits"], size["update"])
+    taken = sum(size.values()) - size["activations"] - size["logits"] - size["update"]
+    standing = taken - (size["weights"] if weights_loaded else 0)
+    # The allocator keeps the holes that activations leave, so they count beside the update too.
+    return standing + size["activations"] + max(size["logits"], size["update"])
 
 
 def _too_large(

@@ -26,7 +26,7 @@ def rows() -> list[dict[str, Any]]:
     rng = random.Random(7)
     good = [{"title": f"Title {i}", "text": sentence(rng)} for i in range(200)]
     near = [
-        {"title": f"Copy {i}", "text": row["text"].replace(row["text"].split()[5], "changed")}
+        {"title": f"Copy {i}", "text": " ".join([*row["text"].split()[:-1], "changed"])}
         for i, row in enumerate(good[:60])
     ]
     exact = [

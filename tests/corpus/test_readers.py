@@ -127,10 +127,14 @@ def test_rows_without_text_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_rows", [1, 5000])
 def test_no_row_with_a_text_names_the_fields(tmp_path: Path, num_rows: int) -> None:
     rows = [{"texts": "a", "label": 1}] * num_rows
-    with pytest.raises(UserError, match=r"a\.jsonl: no row has .*mean 'texts'.*texts, label"):
+    with pytest.raises(
+        UserError, match=r"a\.jsonl: in every row no field .*mean 'texts'.*texts, label"
+    ):
         read(tmp_path / "a.jsonl", jsonl(rows))
     documents, _ = read(tmp_path / "a.jsonl", text_field="texts")
     assert len(documents) == num_rows
+    documents, problems = read(tmp_path)  # found in a folder, it does not stop the others
+    assert documents == [] and problems.count("no text") == num_rows
 
 
 def test_csv_rows_of_another_width_are_named(tmp_path: Path) -> None:

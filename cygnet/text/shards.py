@@ -1,0 +1,232 @@
+"""Token shards: documents as raw ids on disk, memory-mapped to read.
+
+A shard folder holds, for each shard of up to `SHARD_TOKENS` tokens,
+`shard_00000.tokens` (ids, little-endian uint16, or uint32 where the vocabulary needs it),
+`shard_00000.offsets` (little-endian uint64: where each document begins, and the end) and, where
+only some tokens are learnt, `shard_00000.labels` (a byte a token, 1 = learnt); and `manifest.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cygnet.errors import UserError
+from cygnet.files import folder_atomic, sha256_file, write_json
+
+FORMAT_VERSION = 1
+SHARD_TOKENS = 2**28
+_MANIFEST = "manifest.json"
+
+Document = tuple[Sequence[int], Sequence[bool] | None]
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the smallest of little-endian uint16 and uint32 that holds every id."""
+    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
+
+
+class ShardWriter:
+    """Append documents to the shards of a folder. Use inside `folder_atomic`; then `finish`."""
+
+    def __init__(self, folder: Path, vocab_size: int, has_labels: bool, shard_tokens: int) -> None:
+        self._folder, self._shard_tokens = folder, shard_tokens
+        self._kinds = ["tokens", "labels"] if has_labels else ["tokens"]
+        self._dtype = token_dtype(vocab_size)
+        self._files: dict[str, IO[bytes]] = {}
+        self._lengths: list[NDArray[np.int64]] = []
+        self._num_tokens = 0
+        self._shards: list[dict[str, Any]] = []
+        self._open()
+
+    def append(
+        self,
+        tokens: NDArray[Any],
+        lengths: NDArray[np.int64],
+        labels: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Append documents that lie one after another in `tokens`; all go to the same shard.
+
+        Args:
+            tokens: (N,) ids.
+            lengths: (D,) tokens of each document; their sum is N.
+            labels: (N,) 1 where the token is learnt; wanted if the shards have labels.
+        """
+        if self._num_tokens and self._num_tokens + len(tokens) > self._shard_tokens:
+            self._close()
+            self._open()
+        self._files["tokens"].write(tokens.astype(self._dtype).tobytes())
+        if labels is not None:
+            self._files["labels"].write(labels.tobytes())
+        self._lengths.append(lengths)
+        self._num_tokens += len(tokens)
+
+    def finish(self, tokenizer_hash: str, source: dict[str, Any]) -> dict[str, Any]:
+        """Close the shards, write the manifest, return it."""
+        self._close()
+        manifest = {
+            "format": FORMAT_VERSION,
+            "dtype": self._dtype.str,
+            "tokenizer_hash": tokenizer_hash,
+            "num_tokens": sum(shard["num_tokens"] for shard in self._shards),
+            "num_documents": sum(shard["num_documents"] for shard in self._shards),
+            "has_labels": "labels" in self._kinds,
+            "source": source,
+            "shards": self._shards,
+        }
+        write_json(self._folder / _MANIFEST, manifest)
+        return manifest
+
+    def _name(self, kind: str) -> str:
+        return f"shard_{len(self._shards):05d}.{kind}"
+
+    def _open(self) -> None:
+        self._lengths, self._num_tokens = [], 0
+        for kind in self._kinds:
+            self._files[kind] = open(self._folder / self._name(kind), "wb")  # noqa: SIM115
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        lengths = np.concatenate([np.zeros(1, np.int64), *self._lengths])
+        np.cumsum(lengths).astype("<u8").tofile(self._folder / self._name("offsets"))
+        names = [self._name(kind) for kind in (*self._kinds, "offsets")]
+        shard = {
+            "num_tokens": self._num_tokens,
+            "num_documents": len(lengths) - 1,
+            "sha256": {name: sha256_file(self._folder / name) for name in names},
+        }
+        self._shards.append(shard)
+
+
+def write_shards(
+    folder: Path,
+    documents: Iterable[Document],
+    tokenizer_hash: str,
+    vocab_size: int,
+    source: dict[str, Any],
+    has_labels: bool = False,
+    shard_tokens: int = SHARD_TOKENS,
+) -> dict[str, Any]:
+    """Write documents to a shard folder, whole or not at all, and return its manifest.
+
+    Args:
+        folder: replaced if it is there.
+        documents: ids of each, and with `has_labels` also which of them are learnt.
+        tokenizer_hash: `Tokenizer.hash` of the tokenizer that made the ids.
+        vocab_size: of that tokenizer.
+        source: what the documents were made from; kept in the manifest.
+        has_labels: keep the masks.
+        shard_tokens: a new shard begins when one would hold more tokens than this.
+    """
+    with folder_atomic(folder) as temporary:
+        writer = ShardWriter(temporary, vocab_size, has_labels, shard_tokens)
+        for ids, is_label in documents:
+            labels = np.asarray(is_label, np.uint8) if has_labels else None
+            writer.append(np.asarray(ids, np.int64), np.array([len(ids)], np.int64), labels)
+        return writer.finish(tokenizer_hash, source)
+
+
+class Shard:
+    """One memory-mapped shard.
+
+    Attributes:
+        path: without the suffix.
+        tokens: (N,) uint16 or uint32.
+        offsets: (D + 1,) uint64.
+        labels: (N,) uint8, or None where all tokens are learnt.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], has_labels: bool) -> None:
+        self.path = path
+        self.tokens = _map(path.with_suffix(".tokens"), dtype)
+        self.offsets = _map(path.with_suffix(".offsets"), np.dtype("<u8"))
+        labels = _map(path.with_suffix(".labels"), np.dtype("u1")) if has_labels else None
+        self.labels: NDArray[np.uint8] | None = labels
+
+
+class ShardReader:
+    """The shards of a folder, each byte checked.
+
+    Args:
+        folder: as `write_shards` makes it.
+        tokenizer_hash: `Tokenizer.hash` of the tokenizer in use; none takes any.
+
+    Attributes:
+        manifest, shards, num_tokens, num_documents, has_labels: as the manifest has them.
+        hash: SHA-256 of the manifest: equal if and only if the tokens are.
+
+    Raises:
+        UserError: no shards there, another tokenizer's, or a damaged file; names which.
+    """
+
+    def __init__(self, folder: Path | str, tokenizer_hash: str | None = None) -> None:
+        self.folder = Path(folder)
+        self.manifest = self._read_manifest()
+        made_with = self.manifest["tokenizer_hash"]
+        if tokenizer_hash is not None and made_with != tokenizer_hash:
+            raise UserError(
+                f"{folder}: made with tokenizer {made_with[:12]}, but the tokenizer in use is "
+                f"{tokenizer_hash[:12]}; tokenize the text again"
+            )
+        self.num_tokens: int = self.manifest["num_tokens"]
+        self.num_documents: int = self.manifest["num_documents"]
+        self.has_labels: bool = self.manifest["has_labels"]
+        for shard in self.manifest["shards"]:
+            for name, checksum in shard["sha256"].items():
+                self._check(self.folder / name, checksum)
+        dtype = np.dtype(self.manifest["dtype"])
+        self.shards = [
+            Shard(self.folder / f"shard_{i:05d}", dtype, self.has_labels)
+            for i in range(len(self.manifest["shards"]))
+        ]
+
+    def document(self, number: int) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+        """Return the ids of a document, counted over all shards, and which of them are learnt."""
+        for shard in self.shards:
+            if number < len(shard.offsets) - 1:
+                span = slice(int(shard.offsets[number]), int(shard.offsets[number + 1]))
+                return shard.tokens[span], None if shard.labels is None else shard.labels[span]
+            number -= len(shard.offsets) - 1
+        raise IndexError(number)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the manifest, and so of all tokens."""
+        return sha256_file(self.folder / _MANIFEST)
+
+    def _read_manifest(self) -> dict[str, Any]:
+        path = self.folder / _MANIFEST
+        if not path.is_file():
+            raise UserError(f"{self.folder}: no token shards ({_MANIFEST} is missing); make them")
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            found = manifest["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: damaged ({error!r}); tokenize the text again") from error
+        if found != FORMAT_VERSION:
+            raise UserError(
+                f"{path}: format {found}, but this version reads {FORMAT_VERSION}; tokenize again"
+            )
+        return manifest
+
+    @staticmethod
+    def _check(path: Path, checksum: str) -> None:
+        if not path.is_file():
+            raise UserError(f"{path}: missing; tokenize the text again")
+        if sha256_file(path) != checksum:
+            raise UserError(
+                f"{path}: damaged (its checksum is not the manifest's); tokenize the text again"
+            )
+
+
+def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    if path.stat().st_size == 0:
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, mode="r").view(np.ndarray)
