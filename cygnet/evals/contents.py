@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ KINDS = {
 }
 """Kinds of samples in the order of the report; others follow."""
 SHOWN_PER_KIND = 2
+MAX_DOMAINS = 6
+FATES = {"read": "read", "train": "kept to train on", "heldout": "held out to measure with"}
 COMPRESSORS = {"xz": "xz -9", "zstd": "zstd -19"}
 
 
@@ -132,14 +135,18 @@ def gather(
 
 def default_commands(run: Path) -> list[tuple[str, str]]:
     """Return what to type next, each with what it does."""
+    name = shlex.quote(str(run))
     return [
-        (f"cygnet chat {run}", "talk to it"),
-        (f'cygnet chat {run} --prompt "How do I make pancakes?"', "ask one thing"),
+        (f"cygnet chat {name}", "talk to it"),
+        (f'cygnet chat {name} --prompt "How do I make pancakes?"', "ask one thing"),
         (
             "cygnet run --data my_texts/",
-            "raise one on your own files (txt, md, jsonl, csv, parquet)",
+            "raise one on your own files: txt, md, jsonl, csv, parquet",
         ),
-        (f"cygnet run {run}/config.yaml --train.minutes 30", "give it more time to learn"),
+        (
+            f"cygnet run {name}/config.yaml --pretrain.minutes 20 --out {name}-longer",
+            "give it more time to learn",
+        ),
     ]
 
 
@@ -151,7 +158,7 @@ def headline_figures(contents: Contents) -> list[tuple[str, str]]:
     )
     if parameters:
         figures.append((f"{parameters / 1e6:.2f} M", "parameters"))
-    num_documents = contents.data.get("train", {}).get("documents")
+    num_documents = contents.data.get("waterfall", {}).get("train", {}).get("documents")
     if num_documents:
         figures.append((f"{num_documents:,}", "documents read"))
     tokens = sum(view.last("tokens") or 0 for view in contents.stages)
@@ -171,8 +178,39 @@ def headline_figures(contents: Contents) -> list[tuple[str, str]]:
 
 
 def summary_tables(contents: Contents) -> list[tuple[str, Table]]:
-    """Return titled tables on the data and the tokenizer."""
-    return []
+    """Return titled tables on what was read and kept, and on the tokenizer."""
+    tables = []
+    waterfall = contents.data.get("waterfall")
+    if waterfall:
+        tables.append(("What was read, dropped and kept", _data_table(contents.data, waterfall)))
+    if contents.tokenizer.get("bytes_per_token"):
+        measured = contents.tokenizer["bytes_per_token"]
+        cells = [Cell(f"{measured[domain]:.2f}") for domain in measured]
+        notes = [
+            f"{contents.tokenizer['vocab_size']:,} entries. The more bytes a token stands for, the "
+            "more text fits into the context."
+        ]
+        table = Table(["", *measured], [("bytes per token", cells)], notes)
+        tables.append(("How the tokenizer cuts text", table))
+    return tables
+
+
+def _data_table(data: dict[str, Any], waterfall: dict[str, dict[str, int]]) -> Table:
+    domains: dict[str, dict[str, dict[str, int]]] = data.get("domains", {})
+    largest = sorted(domains, key=lambda domain: -domains[domain]["read"]["documents"])
+    shown = sorted(largest[:MAX_DOMAINS])
+    columns = [waterfall, *(domains[domain] for domain in shown)]
+    rules: dict[str, str] = data.get("rules", {})
+    rows = []
+    for name in waterfall:
+        if name in rules and not waterfall[name]["documents"]:
+            continue
+        label = f"dropped: {rules[name]}" if name in rules else FATES.get(name, name)
+        rows.append((label, [Cell(f"{column[name]['documents']:,}") for column in columns]))
+    sizes = [Cell(f"{column['train']['bytes'] / 1e6:.2f} MB") for column in columns]
+    rows.append(("size of what was trained on", sizes))
+    notes = [] if len(shown) == len(domains) else [f"The {MAX_DOMAINS} largest domains are shown."]
+    return Table(["documents", "all", *shown], rows, [*notes, "Examples: data/report.md."])
 
 
 def metric_table(contents: Contents) -> Table:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from cygnet.evals.bootstrap import Item, estimate
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 OPENING_TOKENS = 24
 """Tokens of a held-out document that an `opening` sample has to go on from."""
-NGRAM = 2
+_UNIT = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+|[^\w\s]")
+"""A Han character, another word, or a mark, as in `cygnet.text.forms`."""
 
 
 def evaluate(
@@ -182,12 +185,13 @@ def answer(
 
 
 def distinct_shares(texts: Sequence[str]) -> list[Item]:
-    """Return for each text its share of the distinct character pairs of all, and its pairs.
+    """Return for each text its share of the distinct word pairs of all, and its word pairs.
 
-    An occurrence counts 1 / (occurrences in all texts), so that the ratio of the sums is distinct-2
-    (Li et al. 2016) of all texts together: near zero when every answer is the same.
+    An occurrence counts 1 / (occurrences in all texts), so that the ratio of the sums is
+    `cygnet.text.forms.distinct_n(texts, 2)`, which is near zero when all answers are the same.
     """
-    pairs = [[text[i : i + NGRAM] for i in range(len(text) - NGRAM + 1)] for text in texts]
+    units = [_UNIT.findall(text.lower()) for text in texts]
+    pairs = [list(pairwise(of_text)) for of_text in units]
     counts = Counter(pair for of_text in pairs for pair in of_text)
     return [(sum(1 / counts[pair] for pair in of_text), len(of_text)) for of_text in pairs]
 
@@ -231,6 +235,8 @@ def _openings(
             continue
         ids = tokenizer.encode(document["text"])
         given = ids[: min(OPENING_TOKENS, len(ids) // 2)]
+        while given and tokenizer.decode(given).endswith("\ufffd"):
+            given.pop()  # half a character
         if given:
             taken[domain] += 1
             opening = tokenizer.decode(given)

@@ -20,7 +20,8 @@ from torch import Tensor
 from cygnet.model.loss import CHUNK_POSITIONS, IGNORE, token_log_probs
 from cygnet.model.transformer import Transformer
 from cygnet.progress import progress
-from cygnet.text.chat import encode_chat
+from cygnet.text.chat import encode_chat, encode_chats
+from cygnet.text.tokenize import encode_documents
 
 if TYPE_CHECKING:
     from cygnet.text.tokenizer import Tokenizer
@@ -115,11 +116,9 @@ def bits_per_byte(
         title: shown by the progress bar.
     """
     window = min(context or model.config.max_position, model.config.max_position)
-    eos = tokenizer.eos_id
     pieces: list[Scored] = []
     owners: list[int] = []
-    for number, ids in enumerate(tokenizer.encode_batch(list(texts))):
-        whole = [eos, *ids, eos]
+    for number, whole in enumerate(encode_documents(tokenizer, texts)):
         for start in range(0, len(whole) - 1, window):
             piece = whole[start : start + window + 1]
             pieces.append(Scored(piece, [False] + [True] * (len(piece) - 1)))
@@ -127,7 +126,7 @@ def bits_per_byte(
     bits = [0.0] * len(texts)
     for owner, nats in zip(owners, log_likelihoods(model, pieces, title), strict=True):
         bits[owner] -= nats / math.log(2)
-    return [(b, len(text.encode())) for b, text in zip(bits, texts, strict=True)]
+    return [(b, len(text.encode("utf-8", "replace"))) for b, text in zip(bits, texts, strict=True)]
 
 
 def answer_log_likelihood(
@@ -141,10 +140,9 @@ def answer_log_likelihood(
     Counted are the tokens of its answers and the closing token of each; bytes are those of the
     answers. What lies beyond the model's context is left out, tokens and bytes alike.
     """
-    sequences = []
-    for messages in conversations:
-        chat = encode_chat(tokenizer, messages)
-        sequences.append(_cut(model, chat.ids, chat.is_label))
+    sequences = [
+        _cut(model, chat.ids, chat.is_label) for chat in encode_chats(tokenizer, conversations)
+    ]
     return _answer_scores(model, tokenizer, sequences, title)
 
 

@@ -125,7 +125,8 @@ def _draw(
 ) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.4, 2.5), layout="constrained", facecolor=colours.paper)
+    figure = Figure(figsize=(4.4, 2.5), facecolor=colours.paper)
+    figure.subplots_adjust(left=0.12, right=0.97, top=0.88, bottom=0.18)
     axes = figure.add_subplot(facecolor=colours.paper)
     steps, values = zip(*points, strict=True)
     axes.plot(steps, values, color=colours.line, linewidth=0.9, alpha=0.35)

@@ -50,10 +50,14 @@ class EvalConfig:
     """Seed of the samples and of the intervals."""
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "bootstrap_resamples"):
-            if getattr(self, name) < 1:
-                raise UserError(f"eval.{name} is {getattr(self, name)}: it must be above zero")
-        for name in ("num_poems", "num_recipes", "num_others", "max_documents_per_domain"):
+        for name in ("max_new_tokens", "bootstrap_resamples", "context"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"eval.{name} is {value}: it must be above zero")
+        for name in (
+            "num_poems", "num_recipes", "num_others",
+            "max_documents_per_domain", "max_instructions", "max_pairs",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise UserError(f"eval.{name} is {getattr(self, name)}: it must not be negative")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +19,39 @@ from cygnet.train.stage import Stage
 
 
 def train_and_save(
+    name: str,
     model: Transformer,
     tokenizer: Tokenizer,
-    stage: Stage,
+    make_stage: Callable[[], Stage],
     config: TrainConfig,
     run: Path,
     inputs: dict[str, Any],
     renew: bool = False,
 ) -> Path:
-    """Train `model` in `stage` and write `run/model`; return that folder.
+    """Train `model` in a stage and write `run/model`; return that folder.
 
     A run that is finished with the same settings and inputs is left as it is.
 
     Args:
+        name: of the stage.
         model: where to start; trained in place.
         tokenizer: saved beside the weights.
-        stage: batches and loss.
+        make_stage: tokenizes what is needed and returns the stage; not called if all is done.
         config: training settings as asked for.
         run: the run folder.
         inputs: hashes and settings of all else that decides the result.
         renew: keep a run with other settings aside and start anew, rather than refuse.
     """
-    origin = {"stage": stage.name, "model": plain(model.config), "inputs": inputs}
+    origin = {"stage": name, "model": plain(model.config), "inputs": inputs}
     if config.resume != "never" and is_finished(run, origin, config):
-        say(f"{stage.name}: up to date, nothing to do ({run})")
+        say(f"{name}: up to date, nothing to do ({run})")
         return run / "model"
     if renew and (run / "config.yaml").exists():
         changed = changes(run, origin, config)
         if changed:
-            say(f"{stage.name}: made again, for {'; '.join(changed)}")
+            say(f"{name}: made again, for {'; '.join(changed)}")
             keep_aside(run)
-    Engine(model, stage, config, run, origin).train()
+    Engine(model, make_stage(), config, run, origin).train()
     return save_folder(model, tokenizer, run / "model")
 
 

@@ -13,7 +13,7 @@ from cygnet.files import sha256_file
 from cygnet.model.transformer import Transformer
 from cygnet.stages.launch import load_start, train_and_save
 from cygnet.stages.next_token import NextTokenStage, open_shards
-from cygnet.text.shards import tokenize_documents
+from cygnet.text.tokenize import tokenize_documents
 from cygnet.text.tokenizer import Tokenizer
 
 
@@ -51,12 +51,15 @@ def pretrain(
         model = Transformer(ModelConfig(**sizes))
         model.initialize(torch.Generator().manual_seed(config.seed))
     check_context(model, config)
-    for split in (TRAIN, HELDOUT):
-        tokenize_documents(data / split, tokenizer, shards / split.partition(".")[0])
     inputs["data"] = sha256_file(data / "manifest.json")
     inputs["tokenizer"] = tokenizer.hash
-    stage = NextTokenStage("pretrain", *open_shards(shards, tokenizer.hash), config)
-    return train_and_save(model, tokenizer, stage, config, run, inputs, renew)
+
+    def stage() -> NextTokenStage:
+        for split in (TRAIN, HELDOUT):
+            tokenize_documents(data / split, tokenizer, shards / split.partition(".")[0])
+        return NextTokenStage("pretrain", *open_shards(shards, tokenizer.hash), config)
+
+    return train_and_save("pretrain", model, tokenizer, stage, config, run, inputs, renew)
 
 
 def check_context(model: Transformer, config: TrainConfig) -> None:

@@ -10,7 +10,7 @@ from cygnet.files import sha256_file
 from cygnet.stages.launch import load_start, train_and_save
 from cygnet.stages.next_token import NextTokenStage, open_shards
 from cygnet.stages.pretrain import check_context
-from cygnet.text.shards import tokenize_conversations
+from cygnet.text.tokenize import tokenize_conversations
 
 
 def sft(
@@ -36,9 +36,12 @@ def sft(
     """
     model, tokenizer, start_hash = load_start(start)
     check_context(model, config)
-    for split in (TRAIN, HELDOUT):
-        rows = shards / split.partition(".")[0]
-        tokenize_conversations(instructions / split, tokenizer, rows, config.max_seq_len)
     inputs = {"start": start_hash, "data": sha256_file(instructions / "manifest.json")}
-    stage = NextTokenStage("sft", *open_shards(shards, tokenizer.hash), config)
-    return train_and_save(model, tokenizer, stage, config, run, inputs, renew)
+
+    def stage() -> NextTokenStage:
+        for split in (TRAIN, HELDOUT):
+            rows = shards / split.partition(".")[0]
+            tokenize_conversations(instructions / split, tokenizer, rows, config.max_seq_len)
+        return NextTokenStage("sft", *open_shards(shards, tokenizer.hash), config)
+
+    return train_and_save("sft", model, tokenizer, stage, config, run, inputs, renew)

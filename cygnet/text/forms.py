@@ -31,8 +31,9 @@ _NOT_FOOD = frozenset(
     pound pounds quart quarts removed ripe room roughly serve serving sifted size sized slice
     sliced slices small softened some stalk stalks stick sticks such tablespoon tablespoons taste
     tbsp teaspoon teaspoons temperature that the thick thin thinly tin tins tsp warm washed well
-    whole with your""".split()
+    whole with your""".split()  # noqa: SIM905 (a list would take a line a word)
 )
+_ALL_TOGETHER = re.compile(r"\bingredients\b|\beverything\b|\ball (?:except|but)\b")
 MIN_INGREDIENTS_USED = 0.5
 """Share of its ingredients that the steps of a complete recipe name."""
 NGRAM = 4
@@ -74,7 +75,7 @@ class RecipeChecks:
     """Share of the ingredients of which the steps name a word; 0 without ingredients or steps."""
     complete: bool
     """Both parts are there, no ingredient is listed twice, the last step ends as a sentence does,
-    and the steps name at least half of the ingredients."""
+    and the steps name at least half of the ingredients, or "the ingredients" as a whole."""
 
 
 def recipe_checks(text: str) -> RecipeChecks:
@@ -92,7 +93,7 @@ def recipe_checks(text: str) -> RecipeChecks:
         steps_use_ingredients=share,
         complete=bool(ingredients and steps)
         and distinct
-        and share >= MIN_INGREDIENTS_USED
+        and (share >= MIN_INGREDIENTS_USED or bool(_ALL_TOGETHER.search(told)))
         and text.rstrip().endswith(_ENDING),
     )
 

@@ -117,7 +117,7 @@ class Engine:
             epochs=None,
             tokens=None,
             device=str(self.hardware.device),
-            dtype=self.hardware.dtype_name,
+            dtype=self.hardware.dtype_name,  # type: ignore[arg-type]
         )
         if config.micro_batch is None:
             chosen = plan(model.config, resolved, self.hardware, weights_loaded=True)

@@ -32,6 +32,8 @@ RUNTIME_BYTES = 300 << 20
 """Libraries, threads and scratch space that the first steps bring in."""
 COMPILER_BYTES = 700 << 20
 """torch.compile's worker processes and the C++ compiler, while they work."""
+BATCH_BYTES = 28
+"""Bytes of a token of a batch: ids, labels and positions of 8, a document of 4."""
 HELDOUT_ROWS = 16
 """Rows of held-out text that go through the model at once, one layer after the other."""
 USEFUL_TOKENS = {"cpu": 16_384, "cuda": 65_536}
@@ -205,9 +207,9 @@ def describe_plan(model: ModelConfig, train: TrainConfig, hardware: Hardware) ->
 def saved_bytes_per_token(
     model: ModelConfig, seq_len: int, dtype_bytes: int, device: str = "cpu"
 ) -> float:
-    """Return the bytes that the layers keep of one token until the backward pass, uncompiled.
+    """Return the bytes that the model keeps of one token until the backward pass, uncompiled.
 
-    They are those of `cygnet.model.transformer.Block`; compiled blocks keep less.
+    They are those of `cygnet.model.transformer`, mostly of its blocks; compiled blocks keep less.
     """
     c, T = dtype_bytes, seq_len
     D, H, F = model.hidden_size, model.head_size, model.intermediate_size
@@ -215,14 +217,10 @@ def saved_bytes_per_token(
     norms = 2 * (8 + c) * D  # two float32 stages and the output
     head_norms = 8 * (queries + keys)
     if device == "cpu":
-        blocks = -(-T // BLOCK_TOKENS)
-        mean_keys = (
-            sum(
-                (min((i + 1) * BLOCK_TOKENS, T) - i * BLOCK_TOKENS) * min((i + 1) * BLOCK_TOKENS, T)
-                for i in range(blocks)
-            )
-            / T
-        )
+        starts = range(0, T, BLOCK_TOKENS)
+        ends = [min(start + BLOCK_TOKENS, T) for start in starts]
+        blocks = len(ends)
+        mean_keys = sum((end - start) * end for start, end in zip(starts, ends, strict=True)) / T
         softmax = model.num_heads * mean_keys * (4 + (c if c < 4 else 0))
         mask = mean_keys
         # Each block of queries copies the values that it sees.
@@ -233,7 +231,9 @@ def saved_bytes_per_token(
         softmax, mask = 4.0 * model.num_heads, float((1 + c) * T)
         attended = 5.0 * c * queries
     feed_forward = 4 * c * F
-    return model.num_layers * (norms + head_norms + attended + softmax + mask + feed_forward)
+    layer = norms + head_norms + attended + softmax + mask + feed_forward
+    outside = 8 * D + 4 * H  # the final norm, and cosine and sine of the position
+    return model.num_layers * layer + outside
 
 
 def _parts(
@@ -244,55 +244,60 @@ def _parts(
     seq_len: int,
     whole_logits: bool,
 ) -> dict[str, Part]:
-    c = hardware.dtype.itemsize
-    count = model.num_parameters
-    embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
-    matrices = count - embeddings
-    muon = train.optimizer == "muon"
-    state = 4 * (matrices + 2 * embeddings) if muon else 8 * count
+    count, c = model.num_parameters, hardware.dtype.itemsize
     tokens = micro_batch * seq_len
-    per_token = saved_bytes_per_token(model, seq_len, c, hardware.device.type)
-    holes = HOLES["compiled" if train.compile == "on" else "eager"]
-    heldout = HELDOUT_ROWS * seq_len * per_token / model.num_layers
-    saved = int(holes * max(tokens * per_token, heldout))
-    casts = c * count if c < 4 else 0
     positions = tokens if whole_logits else min(tokens, CHUNK_POSITIONS)
+    saved, why_saved = _activations(model, train, hardware, tokens, seq_len)
+    state, why_state, update = _optimizer(model, train, c)
     # Logits in the type of the computation, and five arrays of float32 around the softmax; then
     # the gradients of hidden states and output matrix.
     logits = positions * model.vocab_size * (20 + c) + tokens * model.hidden_size * 2 * c
     logits += 2 * 4 * model.vocab_size * model.hidden_size
-    # Muon stacks all matrices of a shape; gate and up are the largest such group.
-    group = 2 * model.num_layers * model.hidden_size * model.intermediate_size
-    update = group * (8 + 4 * c) if muon else 4 * embeddings
-    # A length in minutes is turned into steps by a trial, which the weights must survive.
-    copies = Part("copy of weights", 4 * count, "while the first steps are timed")
-    timing = {} if train.minutes is None else {"copy": copies}
-    batch = 3 * train.rows_per_batch * train.max_seq_len * 28
+    batches = 3 * train.rows_per_batch * train.max_seq_len * BATCH_BYTES
     compiler = 0 if train.compile == "off" else COMPILER_BYTES
-    return {
+    parts = {
         "weights": Part("weights", 4 * count, "float32, 4 bytes a parameter"),
-        **timing,
         "gradients": Part("gradients", 4 * count, "float32, 4 bytes a parameter"),
-        "optimizer": Part(
-            "optimizer",
-            state,
-            "one buffer for Muon's matrices, two for AdamW's" if muon else "two buffers, AdamW",
-        ),
-        "activations": Part(
-            "activations",
-            saved + casts,
-            f"{micro_batch} x {seq_len} tokens, {saved // tokens / 1024:.0f} KiB each"
-            + (", and the weights cast" if casts else ""),
-        ),
+        "optimizer": Part("optimizer", state, why_state),
+        "activations": Part("activations", saved, why_saved),
         "logits": Part("logits", logits, f"{positions} positions x {model.vocab_size} at once"),
         "update": Part("update", update, "scratch of the optimizer; not beside logits"),
-        "batches": Part("batches", batch, "this batch and the next"),
+        "batches": Part("batches", batches, "this batch and the next"),
         "runtime": Part(
             "runtime",
             RUNTIME_BYTES + compiler,
             "torch" + (", its compiler while it works" if compiler else ""),
         ),
     }
+    if train.minutes is not None:
+        # A length in minutes becomes steps by a trial, before which the weights are put aside.
+        parts["copy"] = Part("copy of weights", 4 * count, "while the first steps are timed")
+    return parts
+
+
+def _activations(
+    model: ModelConfig, train: TrainConfig, hardware: Hardware, tokens: int, seq_len: int
+) -> tuple[int, str]:
+    c = hardware.dtype.itemsize
+    per_token = saved_bytes_per_token(model, seq_len, c, hardware.device.type)
+    per_token *= HOLES["compiled" if train.compile == "on" else "eager"]
+    heldout = HELDOUT_ROWS * seq_len * per_token / model.num_layers
+    casts = c * model.num_parameters if c < 4 else 0
+    why = f"{tokens // seq_len} x {seq_len} tokens, {per_token / 1024:.0f} KiB each"
+    if casts:
+        why += ", and the weights cast"
+    return int(max(tokens * per_token, heldout)) + casts, why
+
+
+def _optimizer(model: ModelConfig, train: TrainConfig, c: int) -> tuple[int, str, int]:
+    embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
+    if train.optimizer == "adamw":
+        # The square roots of one group's second moments.
+        return 8 * model.num_parameters, "two float32 buffers, AdamW", 4 * model.num_parameters
+    state = 4 * (model.num_parameters + embeddings)
+    # Muon stacks all matrices of a shape; gate and up are the largest such group.
+    group = 2 * model.num_layers * model.hidden_size * model.intermediate_size
+    return state, "one float32 buffer for Muon's matrices, two for AdamW's", group * (8 + 4 * c)
 
 
 def _peak(parts: dict[str, Part], weights_loaded: bool) -> int:

@@ -26,6 +26,12 @@ def test_marked_unicode_and_utf8_are_recognised(text: str, encoding: str) -> Non
     assert decoded == text
 
 
+@pytest.mark.parametrize(("mark", "encoding"), [("fffe", "utf-16-le"), ("feff", "utf-16-be")])
+def test_marks_of_both_byte_orders(mark: str, encoding: str) -> None:
+    decoded, _ = read(bytes.fromhex(mark) + CHINESE.encode(encoding))
+    assert decoded == CHINESE
+
+
 @pytest.mark.parametrize("text", [ENGLISH * 30, GERMAN * 30, ENGLISH])
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf16_without_a_mark_is_known_by_its_zeros(text: str, encoding: str) -> None:
@@ -122,6 +128,18 @@ def test_streamed_pieces_are_those_of_the_whole(text: str, max_chars: int, chunk
 
 def test_a_piece_ends_at_a_paragraph_where_there_is_one() -> None:
     assert list(cut("a b. c d\n\ne f. g", 14)) == ["a b. c d\n\n", "e f. g"]
+
+
+@given(st.lists(st.text("ab。. \n", max_size=20)), st.integers(2, 50), st.integers(1, 40))
+def test_separators_are_seen_across_chunks(parts: list[str], max_chars: int, chunk: int) -> None:
+    data = "\n<|endoftext|>\n".join(parts).encode()
+    whole = list(TextStream(io.BytesIO(data), "f", Problems()).pieces(max_chars))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "CHUNK_BYTES", chunk)
+        patch.setattr(decode, "SAMPLE_BYTES", chunk)
+        streamed = list(TextStream(io.BytesIO(data), "f", Problems()).pieces(max_chars))
+    assert streamed == whole
+    assert not any("endoftext" in piece for _, piece in whole)
 
 
 def test_a_separator_line_parts_documents_and_one_inside_a_line_does_not() -> None:

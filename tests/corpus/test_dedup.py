@@ -36,14 +36,14 @@ def decide(
     return [found[i] for i in range(len(documents))]
 
 
-def corpus_with_planted(seed: int) -> list[Document]:
-    """Thirty texts of 60 words, and for each one a copy with two words changed."""
+def corpus_with_planted(seed: int, num_changed: int = 2) -> list[Document]:
+    """Thirty texts of 60 words, and for each one a copy with `num_changed` words changed."""
     rng = random.Random(seed)
     texts = []
     for _ in range(30):
         words = rng.choices(LEXICON, k=60)
         changed = list(words)
-        for at in rng.sample(range(60), 2):
+        for at in rng.sample(range(60), num_changed):
             changed[at] = "other"
         texts += [" ".join(words), " ".join(changed)]
     return [document(text, source=f"s:{i}") for i, text in enumerate(texts)]
@@ -55,6 +55,12 @@ def test_one_of_each_planted_pair_goes_and_nothing_else() -> None:
         assert (first is None) != (second is None)
     reasons = {d.reason for d in outcome if d}
     assert reasons == {"near_duplicate"}
+
+
+def test_candidates_under_the_threshold_are_kept() -> None:
+    documents = corpus_with_planted(0, num_changed=9)
+    assert decide(documents) == [None] * len(documents)
+    assert sum(d is not None for d in decide(documents, threshold=0.4)) > 20
 
 
 @settings(max_examples=20, deadline=None)
@@ -125,3 +131,4 @@ def test_bands_find_pairs_at_the_threshold() -> None:
         bands = num_bands(threshold)
         rows = 64 // bands
         assert bands == 64 or 1 - (1 - threshold**rows) ** bands >= 0.995
+    assert num_bands(0.8) == 16 and num_bands(0.99) == 4

@@ -19,7 +19,8 @@ def test_normalize_is_idempotent(text: str) -> None:
     ("given_text", "expected"),
     [
         ("cafÃ© â€œ", "café “"),
-        ("cafe\u0301", "café"),
+        ("cafe\u0301，（１）", "café，（１）"),
+        ("Ã\x07©", "é"),  # one repair uncovers another
         ("a\r\nb\rc\x0bd", "a\nb\nc\nd"),
         ("\ufeffa\0b\x07", "ab"),
         ("a  \nb\t\n\n\n\n\n\nc\n", "a\nb\n\n\nc"),

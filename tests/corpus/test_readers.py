@@ -189,7 +189,8 @@ def test_a_bad_conversation_is_named_and_the_rest_is_used(tmp_path: Path, case: 
 
 
 def test_a_file_of_bad_conversations_alone_is_not_said_to_lack_a_text(tmp_path: Path) -> None:
-    documents, problems = read(tmp_path / "a.jsonl", jsonl([{"messages": GOOD[:1]}] * 3))
+    rows = [{"messages": GOOD[:1]}] * 3 + [{"topic": "x"}]
+    documents, problems = read(tmp_path / "a.jsonl", jsonl(rows))
     assert documents == [] and problems.count("bad conversation") == 3
 
 

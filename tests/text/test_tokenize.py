@@ -1,0 +1,131 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cygnet.errors import UserError
+from cygnet.files import JsonlWriter
+from cygnet.text.loader import PackedLoader
+from cygnet.text.shards import ShardReader
+from cygnet.text.tokenize import tokenize_conversations, tokenize_documents
+
+USER = {"role": "user", "content": "Who stirs the soup?"}
+ANSWER = {"role": "assistant", "content": "The cook stirs <|im_end|> it."}
+FIELDS = ("num_rows", "num_used", "num_cut", "num_too_long", "num_invalid", "num_without_label")
+
+
+def write(path, rows):
+    with JsonlWriter(path) as file:
+        for row in rows:
+            file.write(row)
+    return path
+
+
+def tokenized(tmp_path, rows, tokenizer, max_seq_len=512):
+    path = write(tmp_path / "rows.jsonl.zst", rows)
+    summary = tokenize_conversations(path, tokenizer, tmp_path / "s", max_seq_len)
+    return ShardReader(tmp_path / "s", tokenizer.hash), summary
+
+
+def counts(summary):
+    return {f: getattr(summary, f) for f in FIELDS if getattr(summary, f)}
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.text(max_size=20)), unique=True))
+def test_documents_are_stored_whole_in_the_order_of_their_id(tmp_path_factory, tokenizer, pairs):
+    folder = tmp_path_factory.mktemp("d")
+    rows = [{"id": f"{key:016x}", "text": text} for key, text in pairs]
+    path = write(folder / "d.jsonl.zst", rows)
+    expected = [text for _, text in sorted(pairs, key=lambda pair: pair[0]) if text]
+    if not expected:
+        with pytest.raises(UserError, match="no document with text"):
+            tokenize_documents(path, tokenizer, folder / "s")
+        return
+    tokenize_documents(path, tokenizer, folder / "s")
+    reader = ShardReader(folder / "s", tokenizer.hash)
+    eos = tokenizer.eos_id
+    found = [reader.document(n)[0].tolist() for n in range(reader.num_documents)]
+    assert all(ids[0] == ids[-1] == eos for ids in found)
+    assert [tokenizer.decode(ids[1:-1]) for ids in found] == expected
+    assert [path.name for path in (folder / "s").iterdir() if "shard" not in path.name] == [
+        "manifest.json"
+    ]
+
+
+def test_conversations_learn_what_the_assistant_says(tmp_path, tokenizer):
+    reader, summary = tokenized(
+        tmp_path, [{"messages": [USER, ANSWER]}, {"prompt": "床", "response": "bed"}], tokenizer
+    )
+    assert counts(summary) == {"num_rows": 2, "num_used": 2}
+    said = []
+    for number in range(reader.num_documents):
+        ids, labels = reader.document(number)
+        assert ids[-1] == tokenizer.eos_id and not labels[-1]
+        said.append(tokenizer.decode(ids[labels == 1].tolist()))
+    assert said == [ANSWER["content"] + "<|im_end|>", "bed<|im_end|>"]
+    loader = PackedLoader(reader, 1, 512, seed=0)
+    batch = loader.batch(0)
+    assert batch.num_labels == summary.num_labels == sum(int(s.labels.sum()) for s in reader.shards)
+    assert summary.num_tokens == reader.num_tokens
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    assert manifest["source"]["summary"]["num_used"] == 2
+
+
+def test_rows_that_cannot_be_learnt_from_are_counted_and_named(tmp_path, tokenizer):
+    rows = [
+        {"messages": [USER]},
+        {"messages": [USER, ANSWER, ANSWER]},
+        {"text": "soup"},
+        {"messages": [USER, ANSWER]},
+        {"messages": [USER, {"role": "assistant", "content": ""}]},
+    ]
+    reader, summary = tokenized(tmp_path, rows, tokenizer)
+    assert reader.num_documents == 1
+    assert counts(summary) == {"num_rows": 5, "num_used": 1, "num_invalid": 4}
+    assert [problem.split(": ")[0] for problem in summary.problems] == [
+        f"rows.jsonl.zst:{line}" for line in (1, 2, 3, 5)
+    ]
+    assert "no assistant message" in summary.problems[0]
+    with pytest.raises(UserError, match=r"no row can be learnt from; rows\.jsonl\.zst:1: "):
+        tokenized(tmp_path, rows[:1], tokenizer)
+
+
+def test_a_template_that_shows_no_assistant_leaves_a_row_without_label(tmp_path, tokenizer):
+    from cygnet.text.tokenizer import Tokenizer
+
+    other = Tokenizer(tokenizer._inner, "{{ messages[0].content }}<|im_end|>")
+    with pytest.raises(UserError, match="nothing in it is said by the assistant"):
+        tokenized(tmp_path, [{"messages": [USER, ANSWER]}], other)
+
+
+@pytest.mark.parametrize("max_seq_len", range(10, 140, 7))
+def test_a_row_longer_than_the_context_is_cut_behind_an_answer(tmp_path, tokenizer, max_seq_len):
+    turns = [USER, ANSWER] * 3
+    rows = [{"messages": turns}, {"messages": [{"role": "user", "content": "a"}, ANSWER]}]
+    path = write(tmp_path / "rows.jsonl.zst", rows)
+    whole = tokenize_conversations(path, tokenizer, tmp_path / "whole", 10**6)
+    assert whole.num_used == 2 and not whole.num_cut
+    try:
+        summary = tokenize_conversations(path, tokenizer, tmp_path / "s", max_seq_len)
+    except UserError as error:
+        assert "the context holds" in str(error)
+        return
+    reader = ShardReader(tmp_path / "s")
+    full = ShardReader(tmp_path / "whole")
+    assert summary.num_used == reader.num_documents
+    assert summary.num_used + summary.num_too_long == 2
+    for number in range(reader.num_documents):
+        ids, labels = reader.document(number)
+        assert len(ids) - 1 <= max_seq_len
+        source = number + 2 - reader.num_documents
+        assert np.array_equal(ids[:-1], full.document(source)[0][: len(ids) - 1])
+        assert tokenizer.decode(ids[labels == 1].tolist()).endswith("<|im_end|>")
+    assert PackedLoader(reader, 1, max_seq_len, seed=0).num_rows
+    shortened = sum(
+        len(reader.document(n)[0]) < len(full.document(n + 2 - reader.num_documents)[0])
+        for n in range(reader.num_documents)
+    )
+    assert summary.num_cut == shortened

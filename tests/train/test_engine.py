@@ -1,0 +1,205 @@
+"""The loop is exact: micro-batches, repetition, resuming, stopping, guards."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cygnet.config import ModelConfig, TrainConfig, read_yaml
+from cygnet.errors import UserError
+from cygnet.model.transformer import Transformer
+from cygnet.stages.next_token import NextTokenStage
+from cygnet.text.loader import Batch
+from cygnet.text.shards import ShardReader
+from cygnet.train.engine import Engine
+from cygnet.train.guards import DivergedError, InterruptedRun
+
+CONFIG = TrainConfig(
+    steps=6, batch_tokens=256, max_seq_len=32, micro_batch=8, learning_rate=0.01,
+    dtype="fp32", device="cpu", compile="off", log_every=1, eval_every=3, checkpoint_every=2,
+)  # fmt: skip
+
+
+def weights(model: Transformer) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def train(
+    run: Path,
+    shards: ShardReader,
+    sizes: ModelConfig,
+    config: TrainConfig = CONFIG,
+    kind: type[NextTokenStage] = NextTokenStage,
+    **inputs: Any,
+) -> dict[str, Tensor]:
+    model = Transformer(sizes)
+    model.initialize(torch.Generator().manual_seed(config.seed))
+    stage = kind("pretrain", shards, shards, config)
+    Engine(model, stage, config, run, {"stage": "pretrain", "inputs": inputs}).train()
+    return weights(model)
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_micro_batches_sum_to_the_batch(
+    tmp_path: Path, shards: ShardReader, tiny: ModelConfig
+) -> None:
+    whole = train(tmp_path / "whole", shards, tiny)
+    for rows in (1, 2, 4):
+        parts = train(tmp_path / str(rows), shards, tiny, replace(CONFIG, micro_batch=rows))
+        for name in whole:
+            torch.testing.assert_close(parts[name], whole[name], rtol=2e-4, atol=2e-5)
+        for a, b in zip(logged(tmp_path / "whole"), logged(tmp_path / str(rows)), strict=True):
+            assert a.get("loss", 0) == pytest.approx(b.get("loss", 0), rel=1e-5)
+
+
+def test_the_same_inputs_give_the_same_weights(
+    tmp_path: Path, shards: ShardReader, tiny: ModelConfig
+) -> None:
+    first, second = (train(tmp_path / name, shards, tiny) for name in "ab")
+    assert equal(first, second)
+    assert not equal(first, train(tmp_path / "c", shards, tiny, replace(CONFIG, seed=1)))
+
+
+class StopsAt(NextTokenStage):
+    """Asks its own process to stop while it computes the batch of a step."""
+
+    step = 3
+    signal_number = signal.SIGTERM
+
+    def weight(self, batch: Batch) -> int:
+        self.seen = getattr(self, "seen", 0) + 1
+        if self.seen == self.step:
+            os.kill(os.getpid(), self.signal_number)
+        return super().weight(batch)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_bit_for_bit(
+    tmp_path: Path,
+    shards: ShardReader,
+    tiny: ModelConfig,
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = train(tmp_path / "whole", shards, tiny)
+    monkeypatch.setattr(StopsAt, "signal_number", number)
+    before = signal.getsignal(number)
+    with pytest.raises(InterruptedRun, match="after step 3 of 6") as caught:
+        train(tmp_path / "run", shards, tiny, kind=StopsAt)
+    assert caught.value.signal_number == number
+    assert signal.getsignal(number) is before
+    assert (tmp_path / "run/checkpoints/step_00000003").exists()
+    assert equal(whole, train(tmp_path / "run", shards, tiny))
+    steps = [line["step"] for line in logged(tmp_path / "run")]
+    assert steps == sorted(set(steps)) == list(range(7))
+
+
+def test_other_settings_are_refused_by_name_and_nothing_is_lost(
+    tmp_path: Path, shards: ShardReader, tiny: ModelConfig
+) -> None:
+    train(tmp_path / "run", shards, tiny)
+    changed = replace(CONFIG, learning_rate=0.02)
+    with pytest.raises(UserError, match=r"learning_rate was 0\.01, now 0\.02"):
+        train(tmp_path / "run", shards, tiny, changed)
+    with pytest.raises(UserError, match=r"inputs\.data was None, now x"):
+        train(tmp_path / "run", shards, tiny, data="x")
+    train(tmp_path / "run", shards, tiny, replace(changed, resume="never"))
+    assert (tmp_path / "run.old-1/checkpoints/step_00000006").exists()
+    assert read_yaml(tmp_path / "run/config.yaml")["train"]["learning_rate"] == 0.02
+
+
+def test_resume_must_have_something_to_resume(
+    tmp_path: Path, shards: ShardReader, tiny: ModelConfig
+) -> None:
+    with pytest.raises(UserError, match="--resume must"):
+        train(tmp_path / "run", shards, tiny, replace(CONFIG, resume="must"))
+
+
+class Poisoned(NextTokenStage):
+    """Gives an infinite loss for one row of the batch of step 3."""
+
+    def batch(self, number: int) -> Batch:
+        batch = super().batch(number)
+        if number == 3:
+            batch.positions[5, 0] = 10_000
+        return batch
+
+    def loss(self, model: Transformer, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        total, metrics = super().loss(model, rows)
+        return total / (rows.positions < 10_000).all(), metrics
+
+
+def test_a_loss_that_is_not_finite_names_step_and_row_and_spares_the_checkpoint(
+    tmp_path: Path, shards: ShardReader, tiny: ModelConfig
+) -> None:
+    with pytest.raises(DivergedError, match=r"step 3: the loss of row 5 .*documents \d+"):
+        train(tmp_path / "run", shards, tiny, kind=Poisoned)
+    kept = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert kept == ["step_00000002"]
+
+
+class WrongId(NextTokenStage):
+    """A batch with a token that the model does not have."""
+
+    def batch(self, number: int) -> Batch:
+        batch = super().batch(number)
+        batch.tokens[2, 1] = 100_000
+        return batch
+
+
+class NoLabels(NextTokenStage):
+    """A batch in which there is nothing to learn."""
+
+    def batch(self, number: int) -> Batch:
+        batch = super().batch(number)
+        batch.labels.fill_(-100)
+        return batch
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(WrongId, "step 0, row 2 .*outside the vocabulary"), (NoLabels, "step 0: no token .* label")],
+)
+def test_a_batch_that_cannot_be_trained_on_is_named(
+    tmp_path: Path,
+    shards: ShardReader,
+    tiny: ModelConfig,
+    kind: type[NextTokenStage],
+    message: str,
+) -> None:
+    with pytest.raises(DivergedError, match=message):
+        train(tmp_path / "run", shards, tiny, kind=kind)
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_minutes_become_steps_that_repeat_the_run_exactly(
+    tmp_path: Path, shards: ShardReader, tiny: ModelConfig
+) -> None:
+    timed = replace(CONFIG, steps=None, minutes=0.03)
+    by_time = train(tmp_path / "time", shards, tiny, timed)
+    steps = read_yaml(tmp_path / "time/config.yaml")["train"]["steps"]
+    by_steps = train(tmp_path / "steps", shards, tiny, replace(CONFIG, steps=steps))
+    assert equal(by_time, by_steps)
+
+
+def test_training_lowers_the_heldout_loss_in_every_dtype(
+    tmp_path: Path, shards: ShardReader, tiny: ModelConfig
+) -> None:
+    for dtype in ("fp32", "bf16", "fp16"):
+        config = replace(CONFIG, steps=12, dtype=dtype)
+        train(tmp_path / dtype, shards, tiny, config)
+        losses = [m["heldout_loss"] for m in logged(tmp_path / dtype) if "heldout_loss" in m]
+        assert losses[-1] < 0.8 * losses[0], dtype
