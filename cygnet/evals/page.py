@@ -125,10 +125,10 @@ def _bar_card(title: str, bars: list[tuple[str, float, bool]], longest: float) -
 
 def _bar(name: str, value: float, is_compressor: bool, longest: float) -> str:
     kind = "bar yard" if is_compressor else "bar"
-    width = 100 * value / longest
+    width = f"calc((100% - 3.2rem) * {value / longest:.4f})"
     return (
         f'<div>{escape(name)}</div><div class="bar-line">'
-        f'<div class="{kind}" style="width: calc({width:.1f}% - 3.2rem)"></div>{value:.2f}</div>\n'
+        f'<div class="{kind}" style="width: {width}"></div>{value:.2f}</div>\n'
     )
 
 
@@ -158,7 +158,7 @@ def _samples(contents: Contents) -> Iterable[str]:
     if not groups:
         return
     yield "<h2>The same prompts after each stage</h2>\n<p>Drawn by a fixed rule from held-out "
-    yield "prompts, not picked. What a person once wrote stands beside them.</p>\n"
+    yield "prompts, not picked. The held-out text itself stands beside them.</p>\n"
     for group in groups:
         yield f"<h3>{escape(group.title)}</h3>\n"
         yield f'<div class="prompt">{escape(group.prompt)}</div>\n'
@@ -179,7 +179,7 @@ def _answers(group: SampleGroup) -> Iterable[str]:
         )
     if group.reference.strip():
         yield (
-            '<div class="card reference"><div class="who soft">a person</div>'
+            '<div class="card reference"><div class="who soft">the held-out text</div>'
             f'<div class="answer">{escape(group.reference.strip())}</div></div>\n'
         )
 

@@ -49,11 +49,12 @@ class Curve:
     title: str
     key: str
     heldout: tuple[str, ...] = ()
+    is_noisy: bool = False
     from_zero: bool = False
 
 
 CURVES = (
-    Curve("loss", "loss (dots: on held-out data)", "loss", ("heldout_loss",)),
+    Curve("loss", "loss (dots: on held-out data)", "loss", ("heldout_loss",), is_noisy=True),
     Curve("learning_rate", "learning rate", "lr", from_zero=True),
     Curve("tokens_per_second", "tokens per second", "tokens_per_second", from_zero=True),
     Curve("epoch_time", "time of an epoch (s)", "epoch_time", from_zero=True),
@@ -129,9 +130,12 @@ def _draw(
     figure.subplots_adjust(left=0.12, right=0.97, top=0.88, bottom=0.18)
     axes = figure.add_subplot(facecolor=colours.paper)
     steps, values = zip(*points, strict=True)
-    axes.plot(steps, values, color=colours.line, linewidth=0.9, alpha=0.35)
     marker = "o" if len(points) == 1 else ""
-    axes.plot(steps, _smoothed(values), color=colours.line, linewidth=1.8, marker=marker)
+    if curve.is_noisy:
+        axes.plot(steps, values, color=colours.line, linewidth=0.9, alpha=0.35)
+        axes.plot(steps, _smoothed(values), color=colours.line, linewidth=1.8, marker=marker)
+    else:
+        axes.plot(steps, values, color=colours.line, linewidth=1.8, marker=marker)
     for other in others:
         axes.plot(*zip(*other, strict=True), "o", color=colours.second, markersize=3.5)
     if curve.from_zero:
@@ -139,8 +143,7 @@ def _draw(
     axes.set_title(curve.title, fontsize=9.5, color=colours.ink, loc="left")
     axes.set_xlabel("step", fontsize=8.5, color=colours.ink)
     axes.tick_params(labelsize=8.5, colors=colours.ink, length=0)
-    axes.ticklabel_format(axis="y", scilimits=(-3, 6))
-    axes.yaxis.get_offset_text().set(color=colours.ink, fontsize=8)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     axes.grid(color=colours.grid, linewidth=0.8)
     axes.set_axisbelow(True)
     for side in axes.spines.values():

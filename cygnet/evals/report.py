@@ -88,7 +88,7 @@ def _lines(contents: Contents, pictures: dict[str, list[Path]]) -> Iterable[str]
             mark = {True: " ✓", False: " ✗", None: ""}[sample.passed]
             yield f"**{stage}**{mark}\n\n{_fenced(sample.answer)}"
         if group.reference.strip():
-            yield f"**a person**\n\n{_fenced(group.reference)}"
+            yield f"**the held-out text**\n\n{_fenced(group.reference)}"
     if any(pictures.values()):
         yield "## How training went\n"
     for stage, paths in pictures.items():

@@ -36,7 +36,7 @@ class Metric:
 
     def show(self, value: float) -> str:
         """Return the value as text."""
-        text = f"{100 * value:.1f} %" if self.is_share else f"{value:.3f}"
+        text = f"{100 * value:.1f}\u00a0%" if self.is_share else f"{value:.3f}"
         return text.replace("-", "\u2212")
 
     def show_estimate(self, found: Estimate) -> str:
@@ -45,7 +45,7 @@ class Metric:
 
     def show_interval(self, found: Estimate) -> str:
         """Return the interval as text."""
-        low = self.show(found.low).removesuffix(" %")
+        low = self.show(found.low).removesuffix("\u00a0%")
         return f"{low} to {self.show(found.high)}"
 
 

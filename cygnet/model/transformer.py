@@ -14,6 +14,7 @@ run in float32.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -157,6 +158,22 @@ class Transformer(nn.Module):
         self.inverse_frequencies = nn.Buffer(
             rope_frequencies(config.head_size, config.rope_theta), persistent=False
         )
+
+    @classmethod
+    def from_weights(
+        cls, config: ModelConfig, weights: Mapping[str, Tensor], compute_dtype: torch.dtype
+    ) -> Transformer:
+        """Build a model around the tensors of a state dict, which are not copied.
+
+        Matrices may be in the compute dtype already, which spares casting them at every use.
+        """
+        with torch.device("meta"):
+            model = cls(config, compute_dtype)
+        model.load_state_dict(weights, assign=True)
+        device = model.model.embed_tokens.weight.device
+        frequencies = rope_frequencies(config.head_size, config.rope_theta)
+        model.inverse_frequencies = nn.Buffer(frequencies.to(device), persistent=False)
+        return model
 
     @property
     def output_weight(self) -> Tensor:

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from cygnet.config import TrainConfig
 from cygnet.errors import UserError
@@ -146,23 +147,31 @@ def resolve_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
 def matrix_flops_per_second(
     dtype: torch.dtype, device: torch.device, seconds: float = RATE_SECONDS
 ) -> float:
-    """Measure the rate of a large `torch.mm`, the median of repeats over about `seconds`."""
-    size = RATE_SIZE[device.type]
-    generator = torch.Generator(device).manual_seed(0)
-    a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
+    """Measure the rate of a large `torch.mm`, the median of repeats over about `seconds`.
 
-    def once() -> float:
+    The size grows until one product fills a good part of that time, or is as large as pays.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+
+    def once(a: Tensor, b: Tensor, out: Tensor) -> float:
         started = time.perf_counter()
         torch.mm(a, b, out=out)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - started
 
-    once()
-    times = [once()]
+    size = 256
+    while True:
+        shape = (2, size, size)
+        a, b = torch.randn(shape, generator=generator, device=device).to(dtype)
+        out = torch.empty_like(a)
+        once(a, b, out)
+        times = [once(a, b, out)]
+        if size >= RATE_SIZE[device.type] or 8 * times[0] > seconds:
+            break
+        size *= 2
     while sum(times) < seconds:
-        times.append(once())
+        times.append(once(a, b, out))
     return 2.0 * size**3 / median(times)
 
 

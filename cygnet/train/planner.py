@@ -78,13 +78,13 @@ class Plan:
     def summary(self) -> str:
         """Return the choice in one line."""
         memory, compute = self.hardware.memory, self.hardware
-        number = self.rows_per_batch / self.micro_batch
+        number = -(-self.rows_per_batch // self.micro_batch)
+        cut = "at once" if number == 1 else f"in {number} micro-batches of {self.micro_batch}"
         return (
             f"plan: {self.model.num_parameters / 1e6:.2f} M parameters, {compute.dtype_name} on "
             f"{compute.device} ({compute.dtype_reason}); {self.rows_per_batch} rows of "
-            f"{self.train.max_seq_len} tokens a step in {number:.0f} micro-batches of "
-            f"{self.micro_batch} ({self.reason}); {_size(self.need_bytes)} of "
-            f"{_size(memory.free_bytes)} ({memory.limited_by})"
+            f"{self.train.max_seq_len} tokens a step {cut} ({self.reason}); "
+            f"{_size(self.need_bytes)} of {_size(memory.free_bytes)} ({memory.limited_by})"
         )
 
     def describe(self) -> str:
@@ -172,7 +172,7 @@ def plan(
         useful = USEFUL_TOKENS[hardware.device.type] // train.max_seq_len
         chosen = max((n for n in fitting if n <= useful), default=fitting[0])
         if chosen == choices[-1]:
-            reason = "the whole batch fits"
+            reason = "all of them fit"
         elif chosen == fitting[-1]:
             reason = f"more does not fit into {SHARE:.0%} of the memory"
         else:

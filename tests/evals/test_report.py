@@ -12,7 +12,10 @@ from cygnet.evals.bootstrap import estimate
 from cygnet.evals.report import write_report
 from cygnet.evals.result import Sample, StageResult
 
-HOSTILE = "</div><script>alert(1)</script><img src=x onerror=alert(2)>&amp; ``` | \u0000"
+HOSTILE = (
+    "</div><script>alert(1)</script><img src=x onerror=alert(2)>&amp; | \u0000"
+    "\n```\n<script>alert(3)</script>"
+)
 
 
 def make_stage(run: Path, name: str, share: float, answer: str = "an answer") -> None:

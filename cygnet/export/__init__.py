@@ -1,0 +1,1 @@
+"""Finished models as folders that other programs read."""

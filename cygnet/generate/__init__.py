@@ -1,0 +1,1 @@
+"""From a model to text: sampling, decoding from a cache, and the chat in the terminal."""

@@ -1,0 +1,287 @@
+"""Trackers hold what was logged, go on after a resume, and never stop or delay a run."""
+
+import contextlib
+import http.server
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cygnet.config import TrainConfig
+from cygnet.train.trackers import JsonlTracker, make_trackers
+
+FAKE_KEY = "0" * 40
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def log_steps(path: Path, resumed_at: int, steps: range) -> None:
+    tracker = JsonlTracker(path, resumed_at)
+    for step in steps:
+        tracker.log({"loss": 1 / step}, step)
+    tracker.finish(0)
+
+
+@given(
+    reached=st.integers(1, 12),
+    checkpoint=st.integers(0, 12),
+    half_line=st.sampled_from([b"", b'{"step": 13, "lo', b"\xff\xfe", b'{"step"', b"\n", b"[3]\n"]),
+)
+def test_a_resumed_file_is_that_of_an_uninterrupted_run(
+    tmp_path_factory, reached, checkpoint, half_line
+):
+    folder = tmp_path_factory.mktemp("run")
+    checkpoint = min(checkpoint, reached)
+    log_steps(folder / "whole", 0, range(1, 16))
+    log_steps(folder / "killed", 0, range(1, reached + 1))
+    with open(folder / "killed", "ab") as file:
+        file.write(half_line)
+    log_steps(folder / "killed", checkpoint, range(checkpoint + 1, 16))
+    assert (folder / "killed").read_bytes() == (folder / "whole").read_bytes()
+
+
+def test_numbers_that_are_not_finite_are_valid_json(tmp_path):
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl")
+    tracker.log({"loss": float("nan"), "grad_norm": float("inf"), "note": "a"}, 1)
+    assert read(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "loss": None, "grad_norm": None, "note": "a"}
+    ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_said_and_does_not_raise(tmp_path, capsys):
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl")
+    tracker._file.close()
+    tracker._file = open("/dev/full", "w")  # noqa: SIM115 (the tracker closes it)
+    for step in range(3):
+        tracker.log({"loss": 1.0}, step)
+    tracker.finish(1)
+    assert capsys.readouterr().err.count("No space left on device") == 1
+
+
+def test_a_folder_that_cannot_be_made_is_said_and_does_not_raise(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    trackers = make_trackers(TrainConfig(), tmp_path / "file" / "run", {}, {})
+    trackers[0].log({"loss": 1.0}, 1)
+    trackers[0].finish(0)
+    assert "training goes on without it" in capsys.readouterr().err
+
+
+TRAIN = """
+import json, sys
+from pathlib import Path
+from cygnet.config import TrainConfig
+from cygnet.train.trackers import make_trackers
+request = json.loads(sys.argv[1])
+for name in request["blocked"]:
+    sys.modules[name] = None
+config = TrainConfig(**request["config"])
+resolved = {"model": {"hidden_size": 512}, "train": {"learning_rate": 0.004}}
+trackers = make_trackers(
+    config, Path(request["run"]), resolved, request["state"], request["step"]
+)
+for step in range(request["step"] + 1, request["until"] + 1):
+    for tracker in trackers:
+        tracker.log({"loss": 1 / step, "lr": 0.5}, step)
+state = {key: value for tracker in trackers for key, value in tracker.state().items()}
+for tracker in trackers:
+    tracker.finish(0)
+print(json.dumps(state))
+"""
+
+
+def train(
+    run: Path,
+    home: Path,
+    *,
+    config: dict | None = None,
+    blocked: tuple[str, ...] = (),
+    state: dict | None = None,
+    steps: tuple[int, int] = (0, 3),
+    **environment: str,
+) -> tuple[dict, str]:
+    """Run a few logged steps in a process of its own; return the state and what was said.
+
+    Standard input is a pipe that nobody writes to, so a question would wait for ever.
+    """
+    request = {
+        "run": str(run),
+        "config": config if config is not None else {"use_wandb": True, "wandb_project": "swans"},
+        "blocked": blocked,
+        "state": state or {},
+        "step": steps[0],
+        "until": steps[1],
+    }
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRAIN, json.dumps(request)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**inherited, "HOME": str(home), "NETRC": str(home / ".netrc"), **environment},
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    stdout, stderr = process.stdout.read(), process.stderr.read()
+    assert process.wait() == 0, stderr
+    assert len(read(run / "metrics.jsonl")) == steps[1]
+    return json.loads(stdout.splitlines()[-1]), stderr
+
+
+def records(folder: Path) -> list[dict]:
+    """Return what wandb's own reader finds in the newest offline run below a run folder."""
+    log = max(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def history(folder: Path) -> list[tuple[int, float]]:
+    items = [r["history"]["item"] for r in records(folder) if r["type"] == "history"]
+    return [(item["step"], item["loss"]) for item in items]
+
+
+def started(folder: Path) -> dict:
+    return next(r["run"] for r in records(folder) if r["type"] == "run")
+
+
+def test_wandb_without_login_writes_all_offline_and_says_how_to_sync(tmp_path):
+    pytest.importorskip("wandb")
+    run = tmp_path / "first"
+    state, said = train(run, tmp_path)
+    assert history(run) == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    begun = started(run)
+    assert begun["run_id"] == state["wandb_run_id"]
+    assert begun["project"] == "swans"
+    assert begun["display_name"] == "first"
+    settings = begun["config"]["update"]
+    assert settings["model"] == {"hidden_size": 512}
+    assert settings["train"] == {"learning_rate": 0.004}
+    assert said.count("\n") == 1
+    assert "no login" in said
+    folder = said.split("wandb sync ")[1].strip()
+    assert list(Path(folder).glob("*.wandb"))
+
+
+def test_a_resumed_wandb_run_keeps_its_id_and_name(tmp_path):
+    pytest.importorskip("wandb")
+    run = tmp_path / "first"
+    config = {"tracker": "wandb", "wandb_run_name": "tuesday"}
+    before, _ = train(run, tmp_path, config=config)
+    after, _ = train(run, tmp_path, config=config, state=before, steps=(2, 5))
+    assert after == before
+    assert started(run)["run_id"] == before["wandb_run_id"]
+    assert started(run)["display_name"] == "tuesday"
+    assert [step for step, _ in history(run)] == [3, 4, 5]
+    assert [line["step"] for line in read(run / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_without_the_package_one_line_says_what_to_install(tmp_path):
+    _, said = train(tmp_path / "run", tmp_path, blocked=("wandb",))
+    assert "pip install 'cygnet[wandb]'" in said
+    assert said.count("\n") == 1
+
+
+def test_a_folder_named_wandb_is_not_taken_for_the_package(tmp_path):
+    (tmp_path / "wandb").mkdir()
+    request = {"run": "run", "config": {"use_wandb": True}, "blocked": [], "state": {}}
+    request |= {"step": 0, "until": 1}
+    # -S leaves out installed packages; those needed beside wandb are put back one by one.
+    needed = ("yaml", "rich", "pygments", "markdown_it", "mdurl", "cygnet")
+    for name in needed:
+        origin = importlib.util.find_spec(name).origin
+        (tmp_path / name).symlink_to(Path(origin).parent, target_is_directory=True)
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", TRAIN, json.dumps(request)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert result.returncode == 0, result.stderr
+    assert "pip install 'cygnet[wandb]'" in result.stderr
+
+
+@contextlib.contextmanager
+def server(status: int | None) -> Iterator[str]:
+    """Serve an HTTP status to everything, or accept connections and never say a word."""
+    if status is None:
+        with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+            yield f"http://127.0.0.1:{silent.getsockname()[1]}"
+        return
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_POST = do_GET  # noqa: N815 (the names that http.server looks for)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http_server:
+        threading.Thread(target=http_server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http_server.server_port}"
+        http_server.shutdown()
+
+
+@pytest.mark.parametrize("status", [None, 401, 500], ids=["silent", "refused key", "broken"])
+def test_with_a_key_and_a_server_that_does_not_serve_it_goes_offline(tmp_path, status):
+    pytest.importorskip("wandb")
+    run = tmp_path / "run"
+    before = time.monotonic()
+    with server(status) as url:
+        state, said = train(run, tmp_path, WANDB_API_KEY=FAKE_KEY, WANDB_BASE_URL=url)
+    # wandb alone waits 100 s here; the margin is for a machine that does ten things at once.
+    assert time.monotonic() - before < 60
+    assert len(history(run)) == 3
+    assert started(run)["run_id"] == state["wandb_run_id"]
+    assert "wandb sync" in said
+
+
+def test_with_a_login_in_netrc_and_no_network_it_goes_offline(tmp_path):
+    pytest.importorskip("wandb")
+    run = tmp_path / "run"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    host = url.removeprefix("http://")
+    (tmp_path / ".netrc").write_text(f"machine {host} login user password {FAKE_KEY}\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    _, said = train(run, tmp_path, WANDB_BASE_URL=url)
+    assert f"no answer from {url}" in said
+    assert len(history(run)) == 3
+
+
+def test_tensorboard_holds_every_step_once_after_a_resume(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = {"tracker": "tensorboard"}
+    train(tmp_path / "run", tmp_path, config=config, steps=(0, 4))
+    train(tmp_path / "run", tmp_path, config=config, steps=(2, 6))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert events.Scalars("loss")[3].value == pytest.approx(1 / 4)
+
+
+def test_without_tensorboard_one_line_says_what_to_install(tmp_path):
+    config = {"tracker": "tensorboard"}
+    _, said = train(tmp_path / "run", tmp_path, config=config, blocked=("tensorboard",))
+    assert "pip install" in said
+    assert said.count("\n") == 1
