@@ -171,8 +171,8 @@ def _read_config(path: Path) -> ModelConfig:
     settings.setdefault("tie_embeddings", False)
     theta = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
     try:
-        return ModelConfig(**settings, rope_theta=theta)
-    except TypeError as error:
+        return ModelConfig(**settings, rope_theta=float(theta))
+    except (TypeError, ValueError) as error:
         raise UserError(f"{path}: a value is of the wrong type ({error})") from error
 
 

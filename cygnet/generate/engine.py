@@ -139,11 +139,13 @@ class Generator:
         draws_RT = torch.nn.utils.rnn.pad_sequence(draws, batch_first=True).to(device)
         seen_RV = None
         if sampling.repetition_penalty != 1:
-            seen_RV = _seen(prompts, model.config.vocab_size, device)
+            seen_RV = _seen(prompts, self.tokenizer.vocab_size, device)
         slots = list(range(len(prompts)))  # which answer each row of the batch belongs to
         unfinished = set(slots)
         for step in range(num_steps):
-            next_R = sample(model.logits(hidden[:, -1]), sampling, draws_RT[:, step], seen_RV)
+            # A model may have more outputs than the tokenizer has entries.
+            logits_RV = model.logits(hidden[:, -1])[:, : self.tokenizer.vocab_size]
+            next_R = sample(logits_RV, sampling, draws_RT[:, step], seen_RV)
             num_finished = 0
             for slot, token in zip(slots, next_R.tolist(), strict=True):
                 if slot in unfinished and self._ends_answer(

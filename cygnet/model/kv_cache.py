@@ -50,9 +50,12 @@ class KVCache:
         self.length += num_tokens
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Keep only the given rows, (R,) int64, in that order."""
-        self.keys = [keys[rows] for keys in self.keys]
-        self.values = [values[rows] for values in self.values]
+        """Keep only the given rows, (R,) int64 without repeats, in that order."""
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):
+                # In place, so that only what is filled is copied and nothing is allocated.
+                tensor[: len(rows), :, : self.length] = tensor[rows, :, : self.length]
+                tensors[layer] = tensor[: len(rows)]
         self.start = self.start[rows]
 
     def positions(self, num_tokens: int) -> Tensor:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cygnet.errors import UserError
 from cygnet.files import folder_atomic, read_jsonl, sha256_file
 from cygnet.messages import Message, parse_messages, validate
-from cygnet.progress import track
+from cygnet.progress import say, track
 from cygnet.text.chat import EncodedChat, encode_chat, encode_chats
 from cygnet.text.shards import SHARD_TOKENS, ShardWriter, token_dtype, write_shards
 from cygnet.text.tokenizer import CHUNK_TEXTS, Tokenizer, chunks
@@ -100,6 +100,19 @@ class ConversationSummary:
         if len(self.problems) < NAMED_ROWS:
             self.problems.append(f"{where}: {why}")
 
+    def report(self) -> str:
+        """Return one line of what was cut or skipped, or an empty string."""
+        found = {
+            "cut to the context": self.num_cut,
+            "longer than the context": self.num_too_long,
+            "invalid": self.num_invalid,
+            "without an answer": self.num_without_label,
+        }
+        told = ", ".join(f"{count} {what}" for what, count in found.items() if count)
+        if not told:
+            return ""
+        return f"{self.num_used} of {self.num_rows} rows used; {told}; first: {self.problems[0]}"
+
 
 def tokenize_conversations(
     conversations: Path, tokenizer: Tokenizer, out: Path, max_seq_len: int
@@ -107,8 +120,8 @@ def tokenize_conversations(
     """Write conversations, each ended by `<|endoftext|>`, to a shard folder with labels.
 
     The labels are what the assistant writes (see `encode_chat`). Rows are JSON objects that
-    `cygnet.messages.parse_messages` reads, with `tools` beside them where wanted. The summary is
-    also in the manifest, under `source`.
+    `cygnet.messages.parse_messages` reads, with `tools` beside them where wanted. What was
+    cut or skipped is said, and the summary is also in the manifest, under `source`.
 
     Args:
         conversations: JSON lines.
@@ -132,6 +145,8 @@ def tokenize_conversations(
         source["summary"] = asdict(summary)
 
     write_shards(out, encoded(), tokenizer.hash, tokenizer.vocab_size, source, has_labels=True)
+    if report := summary.report():
+        say(f"{conversations.name}: {report}")
     return summary
 
 

@@ -25,7 +25,7 @@ from cygnet.progress import say
 METRICS = "metrics.jsonl"
 WANDB_RUN_ID = "wandb_run_id"
 PROBE_TIMEOUT_S = 4.0
-INIT_TIMEOUT_S = 15.0
+INIT_TIMEOUT_S = 10.0
 FINISH_TIMEOUT_S = 60.0
 
 
@@ -167,6 +167,8 @@ class WandbTracker:
     def _open(self, arguments: dict[str, Any]) -> None:
         import wandb
 
+        # Reports about wandb itself would hold up the end of a run without network by ten seconds.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         # Its own console capture would swallow the progress bar.
         quiet: dict[str, Any] = {
             "console": "off",

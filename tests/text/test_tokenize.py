@@ -74,7 +74,7 @@ def test_conversations_learn_what_the_assistant_says(tmp_path, tokenizer):
     assert manifest["source"]["summary"]["num_used"] == 2
 
 
-def test_rows_that_cannot_be_learnt_from_are_counted_and_named(tmp_path, tokenizer):
+def test_rows_that_cannot_be_learnt_from_are_counted_and_named(tmp_path, tokenizer, capsys):
     rows = [
         {"messages": [USER]},
         {"messages": [USER, ANSWER, ANSWER]},
@@ -89,6 +89,8 @@ def test_rows_that_cannot_be_learnt_from_are_counted_and_named(tmp_path, tokeniz
         f"rows.jsonl.zst:{line}" for line in (1, 2, 3, 5)
     ]
     assert "no assistant message" in summary.problems[0]
+    said = "1 of 5 rows used; 4 invalid; first: rows.jsonl.zst:1: "
+    assert said in " ".join(capsys.readouterr().err.split())
     with pytest.raises(UserError, match=r"no row can be learnt from; rows\.jsonl\.zst:1: "):
         tokenized(tmp_path, rows[:1], tokenizer)
 
@@ -129,3 +131,12 @@ def test_a_row_longer_than_the_context_is_cut_behind_an_answer(tmp_path, tokeniz
         for n in range(reader.num_documents)
     )
     assert summary.num_cut == shortened
+
+
+def test_the_longest_row_that_fits_is_not_cut(tmp_path, tokenizer):
+    rows = [{"messages": [USER, ANSWER] * 2}]
+    reader, _ = tokenized(tmp_path, rows, tokenizer)
+    positions = reader.num_tokens - 1
+    _, fitting = tokenized(tmp_path, rows, tokenizer, max_seq_len=positions)
+    _, cut = tokenized(tmp_path, rows, tokenizer, max_seq_len=positions - 1)
+    assert (fitting.num_cut, cut.num_cut) == (0, 1)

@@ -35,7 +35,7 @@ def test_decoding_gives_back_every_character_of_unicode(tokenizer):
 
 
 @quick
-@given(st.text(st.characters(categories=["Cs", "L"])))
+@given(st.text(st.one_of(st.characters(categories=["Cs"]), st.sampled_from("a月 "))))
 def test_a_lone_surrogate_is_read_as_the_replacement_character(tokenizer, text):
     expected = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
     assert tokenizer.decode(tokenizer.encode(text)) == expected
