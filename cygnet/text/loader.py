@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 import torch
@@ -42,15 +43,18 @@ class Batch:
         """Tokens that are no padding."""
         return int((self.document_ids != PADDING).sum())
 
-    def rows(self, start: int, stop: int) -> Batch:
+    def rows(self, start: int, stop: int) -> Self:
         """Return some rows as a batch, without a copy."""
-        return Batch(*(getattr(self, field.name)[start:stop] for field in fields(self)))
+        return type(self)(*(getattr(self, field.name)[start:stop] for field in fields(self)))
 
-    def to(self, device: torch.device | str) -> Batch:
+    def take(self, places: Tensor) -> Self:
+        """Return the rows at `places`, (R,) int64, in that order."""
+        return type(self)(*(getattr(self, field.name)[places] for field in fields(self)))
+
+    def to(self, device: torch.device | str) -> Self:
         """Return the batch on a device."""
-        return Batch(
-            *(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self))
-        )
+        moved = (getattr(self, field.name).to(device, non_blocking=True) for field in fields(self))
+        return type(self)(*moved)
 
 
 class PackedLoader:

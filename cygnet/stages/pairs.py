@@ -1,0 +1,209 @@
+"""Preference pairs from real text and from the model's own answers.
+
+Poems: the model answers a request several times. An answer that breaks the form asked for is
+rejected: against an answer of its own that keeps the form where there is one (what differs is then
+little but the form), against the real poem else. Recipes: the real one is chosen over the same
+with its steps shuffled, a part missing, or the ingredients of another. A person's own texts: the
+real continuation is chosen over one that the model wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.errors import UserError
+from cygnet.files import JsonlWriter, folder_atomic, read_jsonl, write_json
+from cygnet.generate.engine import Generator
+from cygnet.generate.sampling import Sampling
+from cygnet.progress import say
+from cygnet.text.chat import encode_chat
+from cygnet.text.forms import is_poem_of_form
+
+Row = dict[str, Any]
+_STEPS = re.compile(r"(?m)^(## Steps\n)((?:\d+\. .*\n?)+)")
+_INGREDIENTS = re.compile(r"(?m)^(## Ingredients\n)((?:- .*\n?)+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig:
+    """How many pairs are made, and how the model is sampled for them.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+
+    num_poem_prompts: int = 200
+    """Requests for poems that are answered, for training."""
+    samples_per_prompt: int = 3
+    """Answers to each."""
+    num_recipe_pairs: int = 150
+    """Pairs of recipes to train on."""
+    num_own_prompts: int = 150
+    """Requests to continue a person's own text that are answered, for training."""
+    heldout_share: float = 0.25
+    """Held-out pairs are made from so many times the prompts of training."""
+    temperature: float = 1.0
+    """Of the answers."""
+    max_new_tokens: int = 160
+    """Longest answer."""
+    seed: int = 0
+    """Of the answers and of what is shuffled."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 0:
+                raise UserError(f"pairs.{field.name}: must not be below zero")
+        if self.samples_per_prompt < 1 or self.max_new_tokens < 1:
+            raise UserError("pairs: samples_per_prompt and max_new_tokens must be above zero")
+
+
+def build_pairs(
+    instructions: Path, generator: Generator, out: Path, config: PairConfig
+) -> dict[str, dict[str, int]]:
+    """Write `train.jsonl.zst`, `heldout.jsonl.zst` and a manifest to the folder `out`.
+
+    A row is {"prompt": messages, "chosen", "rejected", "kind", "why"}. Held-out pairs come from
+    held-out instructions. Returns how many pairs of each kind there are in each file.
+
+    Raises:
+        UserError: no pair could be made for training.
+    """
+    counts = {}
+    with folder_atomic(out) as folder:
+        for name, share in ((TRAIN, 1.0), (HELDOUT, config.heldout_share)):
+            rows = list(read_jsonl(instructions / name))
+            pairs = [
+                *_sampled_pairs(rows, generator, config, share),
+                *_recipes(rows, config, share),
+            ]
+            pairs.sort(key=lambda pair: _hash(config.seed, pair))
+            counts[name] = dict(Counter(pair["why"] for pair in pairs))
+            with JsonlWriter(folder / name) as writer:
+                for pair in pairs:
+                    writer.write(pair)
+        if not counts[TRAIN]:
+            raise UserError(
+                f"{instructions}: no preference pair could be made from these instructions; raise "
+                "pairs.num_poem_prompts or pairs.num_own_prompts, or leave out this stage"
+            )
+        write_json(folder / "manifest.json", {"counts": counts})
+    told = "; ".join(f"{count} {why}" for why, count in sorted(counts[TRAIN].items()))
+    say(f"pairs: {sum(counts[TRAIN].values())} to train on ({told})")
+    return counts
+
+
+def _sampled_pairs(
+    rows: Sequence[Row], generator: Generator, config: PairConfig, share: float
+) -> Iterator[Row]:
+    """Let the model answer, and judge."""
+    asked = []
+    for kind, number in (
+        ("poem", config.num_poem_prompts),
+        ("continuation", config.num_own_prompts),
+        ("chat", config.num_own_prompts),
+    ):
+        asked += [row for row in rows if row["kind"] == kind][: round(number * share)]
+    prompts = [
+        encode_chat(generator.tokenizer, row["messages"][:-1], add_generation_prompt=True).ids
+        for row in asked
+    ]
+    asked = [row for row, ids in zip(asked, prompts, strict=True) if len(ids) < generator.context]
+    prompts = [ids for ids in prompts if len(ids) < generator.context]
+    if not asked:
+        return
+    repeated = [ids for ids in prompts for _ in range(config.samples_per_prompt)]
+    sampling = Sampling(
+        temperature=config.temperature,
+        top_p=1.0,
+        max_new_tokens=config.max_new_tokens,
+        seed=config.seed,
+    )
+    answers = generator.generate(repeated, sampling, title="answers")
+    texts = [generator.tokenizer.decode(ids, skip_special=True).strip() for ids in answers]
+    for number, row in enumerate(asked):
+        first = number * config.samples_per_prompt
+        given = texts[first : first + config.samples_per_prompt]
+        judge = _poem_pairs if row["kind"] == "poem" else _own_pairs
+        yield from judge(row, [text for text in given if text])
+
+
+def _poem_pairs(row: Row, answers: Sequence[str]) -> Iterator[Row]:
+    keeps = [text for text in answers if is_poem_of_form(text, row["form"])]
+    breaks = [text for text in answers if text not in keeps]
+    for number, broken in enumerate(breaks):
+        if keeps:
+            chosen = keeps[number % len(keeps)]
+            yield _pair(row, chosen, broken, "own poem that keeps the form over one that does not")
+        else:
+            real = row["messages"][-1]["content"]
+            yield _pair(row, real, broken, "real poem over one that breaks the form")
+
+
+def _own_pairs(row: Row, answers: Sequence[str]) -> Iterator[Row]:
+    real = row["messages"][-1]["content"]
+    for answer in answers[:1]:
+        if answer != real:
+            yield _pair(row, real, answer, "real answer over the model's own")
+
+
+def _recipes(rows: Sequence[Row], config: PairConfig, share: float) -> Iterator[Row]:
+    recipes = [row for row in rows if row["kind"] == "recipe"]
+    wanted = round(config.num_recipe_pairs * share)
+    for number, row in enumerate(recipes[:wanted]):
+        real = row["messages"][-1]["content"]
+        other = recipes[(number + 1) % len(recipes)]["messages"][-1]["content"]
+        chooser = random.Random(_hash(config.seed, row["subject"]))
+        ways = (_shuffle_steps, _drop_part, _swap_ingredients)
+        for way in chooser.sample(ways, len(ways)):
+            spoilt, why = way(real, other, chooser)
+            if spoilt != real:
+                yield _pair(row, real, spoilt, f"recipe over the same with {why}")
+                break
+
+
+def _shuffle_steps(text: str, other: str, chooser: random.Random) -> tuple[str, str]:
+    def shuffled(match: re.Match[str]) -> str:
+        steps = [line.partition(". ")[2] for line in match[2].splitlines()]
+        order = list(steps)
+        while len(set(steps)) > 1 and order == steps:
+            chooser.shuffle(order)
+        return match[1] + "\n".join(f"{i}. {step}" for i, step in enumerate(order, start=1))
+
+    return _STEPS.sub(shuffled, text, count=1), "its steps shuffled"
+
+
+def _drop_part(text: str, other: str, chooser: random.Random) -> tuple[str, str]:
+    part = chooser.choice((_STEPS, _INGREDIENTS))
+    return part.sub("", text, count=1).strip(), "a part missing"
+
+
+def _swap_ingredients(text: str, other: str, chooser: random.Random) -> tuple[str, str]:
+    found = _INGREDIENTS.search(other)
+    if found is None:
+        return text, ""
+    swapped = _INGREDIENTS.sub(lambda match: match[1] + found[2], text, count=1)
+    return swapped, "the ingredients of another"
+
+
+def _pair(row: Row, chosen: str, rejected: str, why: str) -> Row:
+    kept = {"form": row["form"]} if "form" in row else {}
+    return {
+        "prompt": row["messages"][:-1],
+        "chosen": chosen,
+        "rejected": rejected,
+        "kind": row["kind"],
+        "why": why,
+        **kept,
+    }
+
+
+def _hash(*key: Any) -> int:
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big")
