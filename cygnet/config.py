@@ -185,7 +185,13 @@ class TrainConfig:
         given = [name for name in horizons if getattr(self, name) is not None]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} are both set: give one length for the run")
-        positive: tuple[str, ...] = ("batch_tokens", "max_seq_len", "learning_rate", "grad_clip", "log_every")
+        positive: tuple[str, ...] = (
+            "batch_tokens",
+            "max_seq_len",
+            "learning_rate",
+            "grad_clip",
+            "log_every",
+        )
         positive += ("checkpoint_every", "keep_checkpoints", "eval_every")
         for name in (*given, *positive):
             if not getattr(self, name) > 0:

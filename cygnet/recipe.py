@@ -24,12 +24,11 @@ from cygnet.errors import UserError
 from cygnet.evals.evaluate import evaluate
 from cygnet.evals.report import write_report
 from cygnet.evals.result import EvalConfig
-from cygnet.export.huggingface import load_folder
-from cygnet.files import folder_atomic, read_jsonl, sha256_file, write_atomic, write_json
+from cygnet.export.huggingface import find_model, load_folder
+from cygnet.files import folder_atomic, read_json, read_jsonl, sha256_file, write_atomic, write_json
 from cygnet.generate.engine import Generator
 from cygnet.progress import say
 from cygnet.stages.dpo import DpoConfig, dpo
-from cygnet.stages.launch import find_model
 from cygnet.stages.pairs import PairConfig, build_pairs
 from cygnet.stages.pretrain import pretrain
 from cygnet.stages.sft import sft
@@ -72,7 +71,7 @@ def run_command(config: RunCommand) -> None:
         data, tokenizer, run / "shards" / "pretrain", run / "pretrain",
         config.model, config.pretrain, renew=True,
     )  # fmt: skip
-    instructions = build_instructions(data, run / "instructions", config.instructions)
+    instructions = make_instructions(data, run / "instructions", config.instructions)
     tuned = sft(instructions, base, run / "shards" / "sft", run / "sft", config.sft, renew=True)
     pairs = make_pairs(instructions, tuned, run / "pairs", config.pairs, config.sft)
     aligned = dpo(
@@ -105,6 +104,18 @@ def train_tokenizer_step(data: Path, out: Path, vocab_size: int) -> Path:
     if not _up_to_date("tokenizer", out, inputs):
         make_tokenizer(data / TRAIN, out, vocab_size, data / HELDOUT)
         _record(out, inputs)
+    return out
+
+
+def make_instructions(data: Path, out: Path, config: InstructionConfig) -> Path:
+    """Make conversations from a data folder, unless they are up to date."""
+    inputs = {"data": sha256_file(data / "manifest.json"), "settings": _plain(config)}
+    if not _up_to_date("instructions", out, inputs):
+        build_instructions(data, out, config)
+        _record(out, inputs)
+        counts = read_json(out / "manifest.json")["counts"]["train"]
+        told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        say(f"instructions: {told}")
     return out
 
 
@@ -163,9 +174,8 @@ def evaluate_stages(run: Path, config: EvalConfig, train: TrainConfig) -> None:
 def _up_to_date(step: str, folder: Path, inputs: dict[str, Any], name: str = "inputs.json") -> bool:
     """Compare what a step's folder was made from with what it would be made from now."""
     inputs = {**json.loads(json.dumps(inputs)), "version": __version__}
-    try:
-        recorded = json.loads((folder / name).read_bytes())
-    except (OSError, ValueError):
+    recorded = read_json(folder / name)
+    if not recorded:
         return False
     changed = [key for key in inputs if recorded.get(key) != inputs[key]]
     if changed:
@@ -278,7 +288,7 @@ def sft_command(config: SftCommand) -> None:
     start = _required(config.from_, "sft")
     out = config.out
     data = _data_folder(config.data, out / "data")
-    instructions = build_instructions(data, out / "instructions", config.instructions)
+    instructions = make_instructions(data, out / "instructions", config.instructions)
     model = sft(instructions, start, out / "shards", out, config.sft)
     _finish(out, model, f"cygnet dpo --from {out}")
 
@@ -305,7 +315,7 @@ def dpo_command(config: DpoCommand) -> None:
     start = find_model(_required(config.from_, "dpo"))
     out = config.out
     data = _data_folder((), out / "data")
-    instructions = build_instructions(data, out / "instructions", config.instructions)
+    instructions = make_instructions(data, out / "instructions", config.instructions)
     pairs = make_pairs(instructions, start, out / "pairs", config.pairs, config.dpo)
     model = dpo(pairs, start, out / "shards", out, config.dpo, config.preference)
     _finish(out, model, f"cygnet chat {out}")

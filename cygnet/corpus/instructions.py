@@ -1,23 +1,28 @@
-"""Clean documents to conversations, by rules that a person can read (docs/instructions.md).
+"""Clean documents to conversations, by rules that `docs/instructions.md` lists in full.
 
-A recipe answers "How do I make X?", the first sentences of an article answer "What is X?", a poem
-answers a request for its form. A document of a person's own, of which nothing more is known,
-answers a request to continue its beginning. Conversations in the data pass through as they are.
-Every choice is a hash of the document, so the same documents give the same conversations.
+Every row is one conversation: {"messages", "kind", "subject"} and, for a poem whose form is named
+in the request, "form". What is made of a document depends on the document and the seed alone, and
+which documents are taken on a hash of their id, so that nothing hangs on their order.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import heapq
+import random
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cygnet import __version__
-from cygnet.corpus.pipeline import HELDOUT, TRAIN
+import cygnet
+from cygnet.corpus.builtin import render_recipe
+from cygnet.corpus.document import Document
+from cygnet.corpus.sentences import HAN, first_sentences, passages, sentences
 from cygnet.corpus.small_talk import (
     CONVERSATIONS,
     GENERAL,
@@ -26,60 +31,101 @@ from cygnet.corpus.small_talk import (
     Talk,
 )
 from cygnet.errors import UserError
-from cygnet.files import JsonlWriter, folder_atomic, read_json, read_jsonl, sha256_file, write_json
-from cygnet.progress import say
+from cygnet.files import JsonlWriter, folder_atomic, read_jsonl, sha256_file, write_json
+from cygnet.progress import track
 
 Row = dict[str, Any]
+FORMAT_VERSION = 1
+TRAIN, HELDOUT = "train.jsonl.zst", "heldout.jsonl.zst"
 
-POEM_REQUESTS = (
+FORMS = {"五言绝句": (4, 5), "七言绝句": (4, 7), "五言律诗": (8, 5), "七言律诗": (8, 7)}
+"""Forms of poems: lines, characters in a line."""
+MAX_RECIPE_CHARS = 1100
+MAX_TITLE_CHARS = 80
+MAX_POEM_TITLE_CHARS = 10
+MAX_ARTICLE_CHARS = 420
+MAX_JOINED_CHARS = 900
+SHARE_WITHOUT_TITLE = 0.2
+SHARE_WITHOUT_FORM = 0.04
+SHARE_CASUAL = 0.15
+
+POEM_TITLED = (
     "写一首{form}，题为《{title}》。",
     "请以《{title}》为题，写一首{form}。",
-    "作一首{form}，题目是《{title}》。",
-    "帮我写一首题为《{title}》的{form}。",
-    "Write a {form} titled 《{title}》.",
-    "Please write a Chinese poem, a {form}, with the title 《{title}》.",
+    "作一首题为《{title}》的{form}。",
+    "来一首{form}，题目是《{title}》。",
+    "请写一首题为《{title}》的{form}（{lines_zh}句，每句{characters_zh}个字）。",
+    "以《{title}》为题作{form}一首。",
+    "Write a {form} ({lines_en} lines of {characters_en} characters) titled 《{title}》.",
+    "Please write a Chinese poem in the form {form}, titled 《{title}》.",
 )
-UNTITLED_POEM_REQUESTS = (
+POEM_UNTITLED = (
     "写一首{form}。",
     "请作一首{form}。",
     "来一首{form}吧。",
-    "Write a {form}, please.",
+    "请写一首{form}，{lines_zh}句，每句{characters_zh}个字。",
+    "Write a {form}.",
+    "Write a Chinese poem of {lines_en} lines with {characters_en} characters each: a {form}.",
 )
-RECIPE_REQUESTS = (
+POEM_FORMLESS = (
+    "写一首诗，题为《{title}》。",
+    "写一首诗。",
+    "请以《{title}》为题写诗。",
+    "Write a Chinese poem titled 《{title}》.",
+    "Write me a Chinese poem.",
+)
+RECIPE = (
     "How do I make {title}?",
     "How do you make {title}?",
+    "How do I cook {title}?",
     "Give me a recipe for {title}.",
-    "I want to cook {title}. What do I need, and what do I do?",
-    "请给我一份 {title} 的食谱，用英文写。",
+    "Please write down the recipe for {title}.",
+    "What is the recipe for {title}?",
+    "I would like to make {title}. What do I need, and what are the steps?",
+    "{title}: ingredients and steps, please.",
+    "{title} 怎么做？请用英文回答。",
+    "请用英文给我一份 {title} 的食谱。",
 )
-ARTICLE_REQUESTS = (
-    "What is {title}?",
-    "Tell me about {title}.",
-    "Can you explain {title} in a sentence or two?",
-    "{title} 是什么？请用英文回答。",
+ARTICLE_ABOUT: tuple[tuple[str, int], ...] = (
+    ("Tell me about {title}.", 3),
+    ("What do you know about {title}?", 3),
+    ("Explain {title} in one sentence.", 1),
+    ("Please describe {title} briefly.", 2),
+    ("请用英文介绍一下 {title}。", 2),
 )
-PERSON_REQUESTS = (
-    "Who is or was {title}?",
-    "Tell me about {title}.",
-    "Who do people mean by {title}?",
-    "{title} 是谁？请用英文回答。",
+"""Wordings for any subject, and how many sentences answer them."""
+ARTICLE_QUESTION: tuple[tuple[str, int], ...] = (
+    ("{question} {verb} {phrase}?", 2),
+    ("{question} {verb} {phrase}?", 1),
+    ("{question} {verb} {phrase}?", 3),
+    ("Can you tell me {question_lower} {phrase} {verb}?", 2),
 )
-CONTINUATION_REQUESTS = ("Continue this text: {opening}", "How does this go on? {opening}")
-HAN_CONTINUATION_REQUESTS = ("接着往下写：{opening}", "请续写这段文字：{opening}")
+"""Wordings for a subject whose first sentence shows its verb: `What is`, `Who was`, ..."""
+PERSON_QUESTION_ZH = ("{title} 是谁？请用英文回答。", 2)
+THING_QUESTION_ZH = ("{title} 是什么？请用英文回答。", 2)
+TITLED_TEXT = ("Write a short text titled “{title}”.", "Write the beginning of “{title}”.")
+TITLED_TEXT_ZH = ("请写一段题为《{title}》的文字。", "写出《{title}》的开头。")
+CONTINUATION = (
+    "Continue this text: {opening}",
+    "Please continue:\n\n{opening}",
+    "How does this go on?\n\n{opening}",
+)
+CONTINUATION_ZH = (
+    "请续写：{opening}",
+    "接着往下写：\n\n{opening}",
+    "下面这段话接下来怎么写？\n\n{opening}",
+)
 
-MAX_TITLE_CHARS = 60
-MAX_RECIPE_CHARS = 1100
-MAX_ARTICLE_CHARS = 360
-UNTITLED_SHARE = 5
-"""Of so many poems, one is asked for without a title."""
-GREETED_SHARE = 12
-"""Of so many requests, one follows a greeting, so that a second turn is nothing unusual."""
-HELDOUT_WORDING_SHARE = 8
-"""Of so many wordings of small talk, one is held out."""
-OPENING_CHARS, CONTINUATION_CHARS = 120, 400
-
-_SENTENCE_END = re.compile(r"(?<=[^A-Z\s.][.!?])\s+(?=[A-Z\"“(])")
-_HAN = re.compile(r"[\u3400-\u9fff]")
+_NUMBERS_EN = {4: "four", 5: "five", 7: "seven", 8: "eight"}
+_NUMBERS_ZH = {4: "四", 5: "五", 7: "七", 8: "八"}
+_HAN = re.compile(HAN)
+_HAN_TITLE = re.compile(f"{HAN}{{1,{MAX_POEM_TITLE_CHARS}}}")
+_CLAUSE_END = re.compile(r"[，。！？；：、\n]+")
+_MARKUP = re.compile(r"[{}<>|]|\[\[|==|&\w+;|https?:|\bCategory:")
+_GAP = re.compile(r"\( ?\)|\(\s*[,;]| ,|\s{2,}")
+_EMPTY_BRACKETS = re.compile(r"\s*\(\s*/?\s*\)")
+_VERB = re.compile(r"\b(is|are|was|were)\b")
+_ASIDE = re.compile(r"\s*\([^)]*\)$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,242 +136,378 @@ class InstructionConfig:
         UserError: a number is below zero.
     """
 
-    max_poems: int = 3200
-    """Poems to train on, the four forms alike."""
+    max_poems: int = 2600
+    """Poems asked for in training, the same number of each form where there are enough."""
     max_recipes: int = 900
-    """Recipes to train on."""
+    """Recipes asked for in training."""
     max_articles: int = 1500
-    """Articles to train on."""
-    max_continuations: int = 3000
-    """Openings of a person's own documents to train on."""
+    """Questions about the subjects of articles in training."""
+    max_continuations: int = 2000
+    """Texts to continue in training, from documents that no other rule is for."""
     small_talk_repeats: int = 2
-    """Copies of all small talk in the training data."""
-    max_heldout: int = 200
-    """Held-out conversations of each kind."""
+    """How often each way of saying something in small talk occurs in training."""
+    joined_share: float = 0.08
+    """Share of the training conversations that are joined with the next into one of more turns."""
+    heldout_poems: int = 200
+    """Held-out poems asked for in evaluation."""
+    heldout_recipes: int = 60
+    """Held-out recipes asked for in evaluation."""
+    heldout_articles: int = 120
+    """Held-out subjects asked about in evaluation."""
+    heldout_continuations: int = 120
+    """Held-out texts to continue in evaluation."""
     seed: int = 0
     """Another seed takes other documents and wordings."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) < 0:
-                raise UserError(f"instructions.{field.name}: must not be below zero")
+        for name, value in dataclasses.asdict(self).items():
+            if value < 0:
+                raise UserError(f"instructions: {name} is {value}: it must be zero or more")
+        if self.joined_share > 1:
+            raise UserError(f"instructions: joined_share is {self.joined_share}: at most 1")
 
 
 def build_instructions(data: Path, out: Path, config: InstructionConfig) -> Path:
-    """Write `train.jsonl.zst`, `heldout.jsonl.zst` and a manifest to the folder `out`.
+    """Make the folder `out` of train and held-out conversations from a data folder.
 
-    A row is {"messages", "kind", "subject"} and, for poems, "form". No subject (title) of the
-    held-out documents occurs in the training rows, whatever its document.
-
-    Does nothing but say so if `out` was made from the same data with the same settings.
+    The subject (title) of a held-out document is the subject of no training row.
 
     Args:
-        data: a folder of `cygnet data`.
+        data: as `prepare` makes it.
         out: replaced if it is there.
         config: how many of what.
+
+    Returns:
+        `out`, with train.jsonl.zst, heldout.jsonl.zst and manifest.json.
+
+    Raises:
+        UserError: `data` is no data folder.
     """
-    inputs = {
-        "data": sha256_file(data / "manifest.json"),
-        "settings": asdict(config),
-        "version": __version__,
-    }
-    if read_json(out / "manifest.json").get("inputs") == inputs:
-        say(f"instructions: up to date, nothing to do ({out})")
-        return out
-    heldout = list(read_jsonl(data / HELDOUT))
-    train = list(read_jsonl(data / TRAIN))
-    reserved = {subject(document) for document in heldout}
-    usable = [document for document in train if subject(document) not in reserved]
-    own = not any(_kind(document) in ("poem", "recipe", "article") for document in train)
-    rows = {
-        TRAIN: [*_document_rows(usable, config, False), *_talk_rows(own, config, False)],
-        HELDOUT: [*_document_rows(heldout, config, True), *_talk_rows(own, config, True)],
-    }
+    inputs = {name: data / name for name in (TRAIN, HELDOUT)}
+    for path in inputs.values():
+        if not path.is_file():
+            raise UserError(f"{data}: no {path.name} there; make it with cygnet data")
+    heldout = list(_documents(inputs[HELDOUT]))
+    kept_out = {subject_key(document.title) for document in heldout} - {""}
+    train_limits = _Limits(
+        config.max_poems, config.max_recipes, config.max_articles, config.max_continuations
+    )
+    heldout_limits = _Limits(
+        config.heldout_poems,
+        config.heldout_recipes,
+        config.heldout_articles,
+        config.heldout_continuations,
+    )
     with folder_atomic(out) as folder:
-        counts = {}
-        for name, found in rows.items():
-            found.sort(key=lambda row: _hash(config.seed, "order", row["messages"]))
-            counts[name] = dict(sorted(Counter(row["kind"] for row in found).items()))
-            with JsonlWriter(folder / name) as writer:
-                for row in found:
-                    writer.write(row)
-        write_json(folder / "manifest.json", {"inputs": inputs, "counts": counts})
-    told = ", ".join(f"{count} {kind}" for kind, count in counts[TRAIN].items())
-    say(f"instructions: {len(rows[TRAIN])} conversations ({told}), {len(rows[HELDOUT])} held out")
+        learnt = (
+            document
+            for document in track(_documents(inputs[TRAIN]), "instructions")
+            if subject_key(document.title) not in kept_out
+        )
+        with JsonlWriter(folder / TRAIN) as writer:
+            made = _made(learnt, train_limits, config.seed, writer)
+            made = made.joined_with(_small_talk(made.kinds, config), config)
+            for row in made.rows:
+                writer.write(row)
+        with JsonlWriter(folder / HELDOUT) as writer:
+            of_heldout = _made(heldout, heldout_limits, config.seed, writer)
+            for row in of_heldout.rows:
+                writer.write(row)
+        manifest = {
+            "made_by": "cygnet instructions",
+            "format_version": FORMAT_VERSION,
+            "cygnet_version": cygnet.__version__,
+            "settings": dataclasses.asdict(config),
+            "inputs": {name: sha256_file(path) for name, path in inputs.items()},
+            "counts": {"train": made.counts("kind"), "heldout": of_heldout.counts("kind")},
+            "forms": {"train": made.counts("form"), "heldout": of_heldout.counts("form")},
+            "outputs": {name: sha256_file(folder / name) for name in (TRAIN, HELDOUT)},
+        }
+        write_json(folder / "manifest.json", manifest)
     return out
 
 
-def subject(document: Row) -> str:
-    """Return what a document is about: its title, or else its text."""
-    title = document.get("fields", {}).get("title")
-    return str(title).strip().casefold() if title else document["text"]
+def subject_key(title: str) -> str:
+    """Return what two spellings of one subject have in common: its letters and digits."""
+    folded = unicodedata.normalize("NFKC", title).casefold()
+    return "".join(character for character in folded if character.isalnum())
 
 
-def _kind(document: Row) -> str:
-    """Return what a document can answer: chat, poem, recipe, article or continuation."""
-    known = document.get("fields", {})
-    if document.get("messages"):
-        return "chat"
-    if not known.get("title"):
-        return "continuation"
-    if known.get("form") and known.get("author"):
-        return "poem"
-    if known.get("ingredients") and known.get("steps"):
-        return "recipe"
-    return "article" if known.get("text") or known.get("description") else "continuation"
+def document_rows(document: Document, seed: int = 0) -> list[Row]:
+    """Return the conversations that can be made of a document; its fields decide by which rule.
+
+    A conversation passes through; ingredients and steps make a recipe; a form of `FORMS` a poem;
+    a title an article or, where the text does not speak of it, a titled text; anything else is a
+    text to continue.
+    """
+    rng = random.Random(f"{seed}:{document.id}")
+    fields = document.fields
+    if document.messages is not None:
+        row: Row = {"messages": document.messages, "kind": "chat", "subject": document.title}
+        return [row | {"tools": fields["tools"]} if fields.get("tools") else row]
+    if isinstance(fields.get("ingredients"), list) and isinstance(fields.get("steps"), list):
+        return _recipe(document, rng)
+    if fields.get("form") in FORMS:
+        return _poem(document, rng)
+    if document.title and len(document.title) <= MAX_TITLE_CHARS:
+        return _article(document, rng)
+    return _continuations(document, rng)
 
 
-def _document_rows(documents: Iterable[Row], config: InstructionConfig, held: bool) -> list[Row]:
-    made = {
-        "poem": _poem,
-        "recipe": _recipe,
-        "article": _article,
-        "continuation": _continuation,
-    }
-    rows: dict[str, list[Row]] = {}
-    for document in documents:
-        kind = _kind(document)
-        if kind == "chat":
-            row: Row | None = {
-                "messages": document["messages"],
-                "kind": "chat",
-                "subject": document["id"],
-            }
-        else:
-            row = made[kind](document, config.seed)
-        if row is not None:
-            rows.setdefault(f"{kind} {row.get('form', '')}", []).append(row)
-    limits = {
-        "poem": config.max_poems,
-        "recipe": config.max_recipes,
-        "article": config.max_articles,
-        "continuation": config.max_continuations,
-    }
-    num_forms = max(sum(name.startswith("poem") for name in rows), 1)
-    chosen = []
-    for name, found in rows.items():
-        kind = name.split()[0]
-        limit = config.max_heldout if held else limits.get(kind, len(found))
-        limit = limit // num_forms if kind == "poem" else limit
-        found.sort(key=lambda row: _hash(config.seed, "take", row["messages"]))
-        chosen += found[:limit]
-    return chosen if held else [_greeted(row, config.seed) for row in chosen]
-
-
-def _poem(document: Row, seed: int) -> Row | None:
-    title, form = str(document["fields"]["title"]), str(document["fields"]["form"])
-    verse = document["text"].partition("\n")[2]
-    if not verse or len(title) > MAX_TITLE_CHARS:
-        return None
-    untitled = _hash(seed, "untitled", document["id"]) % UNTITLED_SHARE == 0
-    wordings = UNTITLED_POEM_REQUESTS if untitled else POEM_REQUESTS
-    request = _choose(wordings, seed, document["id"]).format(form=form, title=title)
-    return {**_exchange(request, verse), "kind": "poem", "subject": title, "form": form}
-
-
-def _recipe(document: Row, seed: int) -> Row | None:
-    title, text = str(document["fields"]["title"]), document["text"]
-    if len(title) > MAX_TITLE_CHARS or len(text) > MAX_RECIPE_CHARS:
-        return None
-    request = _choose(RECIPE_REQUESTS, seed, document["id"]).format(title=title)
-    return {**_exchange(request, text), "kind": "recipe", "subject": title}
-
-
-def _article(document: Row, seed: int) -> Row | None:
-    known = document["fields"]
-    title = str(known["title"])
-    # The text follows the title and, where there is one, the short description.
-    answer = _first_sentences(
-        document["text"].split("\n\n")[2 if known.get("description") else 1 :]
+def _poem(document: Document, rng: random.Random) -> list[Row]:
+    title, form = document.title, document.fields["form"]
+    text = document.fields.get("text") or document.text
+    num_lines, num_characters = FORMS[form]
+    clauses = [clause for clause in _CLAUSE_END.split(text) if clause]
+    sound = len(clauses) == num_lines and all(
+        len(clause) == num_characters and len(_HAN.findall(clause)) == num_characters
+        for clause in clauses
     )
-    if not answer or len(title) > MAX_TITLE_CHARS:
-        return None
-    wordings = PERSON_REQUESTS if known.get("topic") == "People" else ARTICLE_REQUESTS
-    request = _choose(wordings, seed, document["id"]).format(title=title)
-    return {**_exchange(request, answer), "kind": "article", "subject": title}
+    if not sound or not _HAN_TITLE.fullmatch(title):
+        return []
+    draw = rng.random()
+    wordings: tuple[str, ...] = POEM_TITLED
+    if draw < SHARE_WITHOUT_FORM:
+        wordings = POEM_FORMLESS
+    elif draw < SHARE_WITHOUT_FORM + SHARE_WITHOUT_TITLE:
+        wordings = POEM_UNTITLED
+    request = rng.choice(wordings).format(
+        form=form,
+        title=title,
+        lines_zh=_NUMBERS_ZH[num_lines],
+        characters_zh=_NUMBERS_ZH[num_characters],
+        lines_en=_NUMBERS_EN[num_lines],
+        characters_en=_NUMBERS_EN[num_characters],
+    )
+    row = _row(request, text, "poem", title)
+    return [row if draw < SHARE_WITHOUT_FORM else row | {"form": form}]
 
 
-def _first_sentences(paragraphs: Sequence[str]) -> str:
-    """Return as many whole sentences of the first paragraph as fit; none if the first does not."""
-    taken = ""
-    for sentence in _SENTENCE_END.split(paragraphs[0].strip()) if paragraphs else ():
-        longer = f"{taken} {sentence}".strip()
-        if len(longer) > MAX_ARTICLE_CHARS:
-            break
-        taken = longer
-    return taken if taken.endswith((".", "!", "?", '"', "”", ")")) else ""
+def _recipe(document: Document, rng: random.Random) -> list[Row]:
+    fields, title = document.fields, document.title
+    facts = {name: fields.get(name) for name in ("servings", "time")}
+    facts = {name: fact for name, fact in facts.items() if not _MARKUP.search(str(fact))}
+    ingredients = [_EMPTY_BRACKETS.sub("", str(item)).strip() for item in fields["ingredients"]]
+    steps = [_EMPTY_BRACKETS.sub("", str(item)).strip() for item in fields["steps"]]
+    tidy = [item for item in [*ingredients, *steps] if item]
+    if not title or not ingredients or not steps or len(tidy) < len(ingredients) + len(steps):
+        return []
+    answer = render_recipe({"title": title, **facts, "ingredients": ingredients, "steps": steps})
+    if len(answer) > MAX_RECIPE_CHARS or _MARKUP.search("\n".join([title, *tidy])):
+        return []
+    return [_row(_casual(rng.choice(RECIPE).format(title=title), rng), answer, "recipe", title)]
 
 
-def _continuation(document: Row, seed: int) -> Row | None:
-    """Part a text at a border of words (of characters, in Chinese) and ask for what follows."""
-    text = document["text"]
-    is_han = len(_HAN.findall(text)) * 3 > len(text)
-    scale = 3 if is_han else 1
-    at = _border(text, OPENING_CHARS // scale, is_han)
-    until = _border(text, at + CONTINUATION_CHARS // scale, is_han)
-    opening, following = text[:at].strip(), text[at:until].strip()
-    if len(following) < 20 // scale:
-        return None
-    wordings = HAN_CONTINUATION_REQUESTS if is_han else CONTINUATION_REQUESTS
-    request = _choose(wordings, seed, document["id"]).format(opening=opening)
-    return {**_exchange(request, following), "kind": "continuation", "subject": subject(document)}
+def _article(document: Document, rng: random.Random) -> list[Row]:
+    title = document.title
+    text = document.fields.get("text")
+    text = text if isinstance(text, str) and text else document.text
+    found = sentences(text)
+    if not found:
+        return []
+    base = _ASIDE.sub("", title)
+    if base.split()[-1:] and base.split()[-1].casefold() in found[0].casefold():
+        wording, count = rng.choice(_article_wordings(document, base, found[0]))
+        answer = first_sentences(text, count, MAX_ARTICLE_CHARS)
+        request = _casual(wording, rng)
+    else:
+        han = _mostly_han(text)
+        request = rng.choice(TITLED_TEXT_ZH if han else TITLED_TEXT).format(title=title)
+        answer = first_sentences(text, 5, MAX_ARTICLE_CHARS)
+    if not answer or _GAP.search(answer.replace("\n", " ")) or _MARKUP.search(answer):
+        return []
+    return [_row(request, answer, "article", title)]
 
 
-def _border(text: str, near: int, is_han: bool) -> int:
-    if is_han or near >= len(text):
-        return min(near, len(text))
-    space = text.find(" ", near)
-    return space if 0 <= space < near + 40 else near
-
-
-def _talk_rows(own: bool, config: InstructionConfig, held: bool) -> Iterator[Row]:
-    """Yield small talk: held out are some wordings of the questions, never whole questions."""
-    for talk in (*GENERAL, *(WITH_OWN_TEXT if own else WITH_BUILTIN_TEXT)):
-        for ask, answer in _held_or_not(talk, held):
-            for _ in range(1 if held else config.small_talk_repeats):
-                yield {**_exchange(ask, answer), "kind": "smalltalk", "subject": talk.asks[0]}
-    if not held:
-        for conversation in CONVERSATIONS:
-            roles = ("user", "assistant")
-            messages = [
-                {"role": roles[i % 2], "content": turn} for i, turn in enumerate(conversation.turns)
-            ]
-            for _ in range(config.small_talk_repeats):
-                yield {"messages": messages, "kind": "smalltalk", "subject": conversation.turns[0]}
-
-
-def _held_or_not(talk: Talk, held: bool) -> Iterator[tuple[str, str]]:
-    for number, ask in enumerate(talk.asks):
-        # The first wording is always learnt, so that every question is.
-        is_held = number > 0 and _hash(0, "talk", ask) % HELDOUT_WORDING_SHARE == 0
-        if is_held == held:
-            yield from ((ask, answer) for answer in (talk.answers[:1] if held else talk.answers))
-
-
-def _greeted(row: Row, seed: int) -> Row:
-    if row["kind"] == "chat" or _hash(seed, "greet", row["messages"]) % GREETED_SHARE:
-        return row
-    is_han = bool(_HAN.search(row["messages"][0]["content"][:6]))
-    greetings = [talk for talk in GENERAL[:2] if talk.language == "en"]
-    if is_han:
-        greetings = [talk for talk in GENERAL if talk.language == "zh"][:2]
-    talk = _choose(greetings, seed, row["subject"])
-    ask, answer = _choose(talk.asks, seed, row["subject"]), talk.answers[0]
-    return {**row, "messages": [*_exchange(ask, answer)["messages"], *row["messages"]]}
-
-
-def _exchange(question: str, answer: str) -> Row:
-    return {
-        "messages": [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": answer},
-        ]
+def _article_wordings(document: Document, base: str, first: str) -> list[tuple[str, int]]:
+    """Return requests about an article's subject, with the number of sentences to answer in."""
+    title, topic = document.title, document.fields.get("topic")
+    if _mostly_han(document.text):
+        return [(f"{title}是什么？", 2), (f"请介绍一下{title}。", 3), (f"用一句话解释{title}。", 1)]
+    phrase = _phrase(document, base, first)
+    about = [(wording.format(title=phrase), count) for wording, count in ARTICLE_ABOUT]
+    verb = _VERB.search(first)
+    if verb is None or topic == "Uncategorized":
+        return about
+    is_person = topic == "People"
+    words = {
+        "question": "Who" if is_person else "What",
+        "question_lower": "who" if is_person else "what",
+        "verb": verb[1],
+        "phrase": phrase,
     }
+    asked = [(wording.format(**words), count) for wording, count in ARTICLE_QUESTION]
+    zh, count = PERSON_QUESTION_ZH if is_person else THING_QUESTION_ZH
+    return [*asked, *about, (zh.format(title=title), count)]
 
 
-def _choose(options: Sequence[Any], seed: int, key: str) -> Any:
-    return options[_hash(seed, "choose", key) % len(options)]
+def _phrase(document: Document, base: str, first: str) -> str:
+    """Return the subject as it is spelt inside a sentence: `a car`, `the Moon`, `chemistry`."""
+    title = document.title
+    if base != title or document.fields.get("topic") == "People":
+        return title
+    named = re.match(rf"(An?|The) ({re.escape(base)})\b", first, re.IGNORECASE)
+    if named:
+        return f"{named[1].lower()} {named[2]}"
+    lower = base[:1].lower() + base[1:]
+    inside = re.search(rf"(?<![.!?] ) {re.escape(lower)}\b", document.text)
+    return lower if inside else title
 
 
-def _hash(*key: Any) -> int:
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big")
+def _continuations(document: Document, rng: random.Random) -> list[Row]:
+    rows = []
+    for opening, following in passages(document.text):
+        wordings = CONTINUATION_ZH if _mostly_han(opening) else CONTINUATION
+        request = rng.choice(wordings).format(opening=opening)
+        rows.append(_row(request, following, "continuation", document.title))
+    return rows
+
+
+def _casual(request: str, rng: random.Random) -> str:
+    """Return some requests as people type them in haste: no capital, no final mark."""
+    if rng.random() >= SHARE_CASUAL:
+        return request
+    return request[:1].lower() + request[1:].rstrip(".?!。？！")
+
+
+def _mostly_han(text: str) -> bool:
+    return len(_HAN.findall(text)) > 0.3 * len(text)
+
+
+def _row(request: str, answer: str, kind: str, subject: str) -> Row:
+    return {"messages": _turns([request, answer]), "kind": kind, "subject": subject}
+
+
+def _turns(texts: Sequence[str]) -> list[dict[str, str]]:
+    return [
+        {"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)
+    ]
+
+
+def _documents(path: Path) -> Iterator[Document]:
+    return (Document.from_json(value) for value in read_jsonl(path))
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    poems: int
+    recipes: int
+    articles: int
+    continuations: int
+
+    def buckets(self) -> dict[str, int]:
+        """Return how many rows each bucket may hold; each form of poem has one of its own."""
+        share, rest = divmod(self.poems, len(FORMS))
+        forms = {f"poem {form}": share + (i < rest) for i, form in enumerate(FORMS)}
+        return forms | {
+            "recipe": self.recipes,
+            "article": self.articles,
+            "continuation": self.continuations,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Rows in the order of their hash, and how many rows of each kind there are, chats too."""
+
+    rows: list[Row]
+    num_chats: int
+
+    @property
+    def kinds(self) -> set[str]:
+        return {row["kind"] for row in self.rows}
+
+    def counts(self, name: str) -> dict[str, int]:
+        """Return how many rows there are of each kind, or form."""
+        found = Counter(row[name] for row in self.rows if name in row)
+        if name == "kind" and self.num_chats:
+            found["chat"] += self.num_chats
+        return dict(sorted(found.items()))
+
+    def joined_with(self, talk: list[Row], config: InstructionConfig) -> _Made:
+        """Mix in small talk, and join some rows with the one behind them."""
+        mixed = _in_hash_order([*self.rows, *talk], config.seed)
+        rows: list[Row] = []
+        waiting: Row | None = None
+        for number, row in enumerate(mixed):
+            if waiting is not None:
+                both = {**row, "messages": [*waiting["messages"], *row["messages"]]}
+                fits = sum(len(m["content"]) for m in both["messages"]) <= MAX_JOINED_CHARS
+                rows += [both] if fits else [waiting, row]
+                waiting = None
+            elif random.Random(f"{config.seed}:join:{number}").random() < config.joined_share:
+                waiting = row
+            else:
+                rows.append(row)
+        return _Made(rows if waiting is None else [*rows, waiting], self.num_chats)
+
+
+def _made(documents: Iterable[Document], limits: _Limits, seed: int, chats: JsonlWriter) -> _Made:
+    """Make rows of documents: for each bucket those whose document has the lowest hash.
+
+    A user's own conversations go to `chats` as they come; memory holds what the limits allow.
+    """
+    room = limits.buckets()
+    heaps: dict[str, list[tuple[int, int, int, Row]]] = {name: [] for name in room}
+    num_chats = 0
+    for place, document in enumerate(documents):
+        for number, row in enumerate(document_rows(document, seed)):
+            if row["kind"] == "chat":
+                chats.write(row)
+                num_chats += 1
+                continue
+            bucket = row["kind"]
+            if bucket == "poem":
+                bucket = f"poem {document.fields['form']}"
+            # The heap's top is the highest rank kept; the place keeps rows from being compared.
+            entry = (-_rank(document.id, seed), -number, -place, row)
+            heap = heaps[bucket]
+            if len(heap) < room[bucket]:
+                heapq.heappush(heap, entry)
+            elif heap and entry[:3] > heap[0][:3]:
+                heapq.heapreplace(heap, entry)
+    rows = [row for heap in heaps.values() for *_, row in heap]
+    return _Made(_in_hash_order(rows, seed), num_chats)
+
+
+def _small_talk(kinds: set[str], config: InstructionConfig) -> list[Row]:
+    """Return small talk: each way of asking, then conversations of two or three exchanges."""
+    knows_builtin = {"poem", "recipe", "article"} <= kinds
+    talks = [*GENERAL, *(WITH_BUILTIN_TEXT if knows_builtin else WITH_OWN_TEXT)]
+    rows = []
+    for repeat in range(config.small_talk_repeats):
+        rng = random.Random(f"{config.seed}:talk:{repeat}")
+        rows += [
+            _exchange([talk], rng, [ask if repeat % 2 == 0 else _hasty(ask)])
+            for talk in talks
+            for ask in talk.asks
+        ]
+        for language in ("en", "zh"):
+            own = [talk for talk in talks if talk.language == language]
+            rows += [_exchange([talk, *rng.sample(own, rng.randint(1, 2))], rng) for talk in own]
+        rows += [_talk_row(conversation.turns) for conversation in CONVERSATIONS]
+    return rows
+
+
+def _exchange(talks: Sequence[Talk], rng: random.Random, asks: Sequence[str] | None = None) -> Row:
+    asks = asks or [rng.choice(talk.asks) for talk in talks]
+    answers = [rng.choice(talk.answers) for talk in talks]
+    return _talk_row([text for both in zip(asks, answers, strict=True) for text in both])
+
+
+def _hasty(ask: str) -> str:
+    return ask.lower().rstrip(".!?。！？")
+
+
+def _talk_row(turns: Sequence[str]) -> Row:
+    return {"messages": _turns(turns), "kind": "small_talk", "subject": ""}
+
+
+def _rank(key: str, seed: int) -> int:
+    digest = hashlib.sha256(f"{seed}\0{key}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def _in_hash_order(rows: Sequence[Row], seed: int) -> list[Row]:
+    """Return the rows in an order that depends on what they say alone."""
+    return sorted(rows, key=lambda row: _rank(str(row["messages"]), seed))

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from cygnet.config import TrainConfig
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.errors import UserError
 from cygnet.files import read_jsonl, sha256_file, write_atomic
 from cygnet.messages import validate
-from cygnet.model.loss import IGNORE, token_log_probs
+from cygnet.model.loss import CHUNK_POSITIONS, IGNORE, token_log_probs
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say, track
 from cygnet.stages.launch import load_start, train_and_save
@@ -106,6 +107,7 @@ class PairRows:
         rows: the whole set as one batch.
         num_pairs: pairs kept.
         skipped: pairs that do not fit a row.
+        numbers: for each row, which of the pairs it holds.
     """
 
     def __init__(self, pairs: list[dict[str, Any]], tokenizer: Tokenizer, seq_len: int) -> None:
@@ -120,10 +122,12 @@ class PairRows:
         tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         labels = np.full(shape, IGNORE, np.int64)
         documents = np.full(shape, PADDING, np.int32)
+        self.numbers: list[list[int]] = [[] for _ in range(plan.num_rows)]
         for row in range(plan.num_rows):
             column = number = 0
             for start in plan.starts[plan.row_offsets[row] : plan.row_offsets[row + 1]]:
                 pair = fits[int(np.searchsorted(first_token, start))]
+                self.numbers[row].append(pair)
                 for ids, is_label in encoded[2 * pair : 2 * pair + 2]:
                     span = slice(column, column + len(ids) - 1)
                     tokens[row, span] = ids[:-1]
@@ -159,14 +163,26 @@ def answer_log_probs(model: Transformer, rows: Batch) -> tuple[Tensor, Tensor]:
     hidden = model(rows.tokens, rows.positions, rows.document_ids)
     labels = rows.labels.flatten()
     counted = labels != IGNORE
-    logits = model.logits(hidden.flatten(0, 1)[counted])
-    log_probs = token_log_probs(logits, labels[counted])
+    log_probs = _chunked_log_probs(model, hidden.flatten(0, 1)[counted], labels[counted])
     per_row = _documents_per_row(rows)
     first = per_row.cumsum(0) - per_row
     document = (first[:, None] + rows.document_ids).flatten()[counted]
     zeros = torch.zeros(int(per_row.sum()), device=log_probs.device)
     sums = zeros.index_add(0, document, log_probs)
     return sums, zeros.index_add(0, document, torch.ones_like(log_probs))
+
+
+def _chunked_log_probs(model: Transformer, hidden_MD: Tensor, labels_M: Tensor) -> Tensor:
+    """Return log p(label), (M,) float32; only the logits of one chunk are in memory at a time.
+
+    Their gradient needs that of the whole loss, so the backward pass computes them again.
+    """
+
+    def one(hidden: Tensor, labels: Tensor) -> Tensor:
+        return token_log_probs(model.logits(hidden), labels)
+
+    chunks = zip(hidden_MD.split(CHUNK_POSITIONS), labels_M.split(CHUNK_POSITIONS), strict=True)
+    return torch.cat([checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def with_reference(rows: Batch, log_probs: Tensor) -> PairBatch:
@@ -189,6 +205,7 @@ class DpoStage:
         train, heldout: all pairs; the latter may hold none.
         train_config: rows per batch and seed.
         config: the loss.
+        numbers: for each row of `train`, which pairs of the file it holds.
     """
 
     name = "dpo"
@@ -199,8 +216,10 @@ class DpoStage:
         heldout: PairBatch,
         train_config: TrainConfig,
         config: DpoConfig,
+        numbers: list[list[int]],
     ) -> None:
         self.train, self.heldout_pairs = train, heldout
+        self.numbers = numbers
         self.config, self.seed = config, train_config.seed
         self.num_rows = len(train.tokens)
         self.rows_per_batch = min(train_config.rows_per_batch, self.num_rows)
@@ -239,8 +258,9 @@ class DpoStage:
         return total, {name: value.detach().sum() for name, value in metrics.items()}
 
     def describe(self, number: int, row: int) -> str:
-        """Name the row by its place among the packed pairs."""
-        return f"row {int(self._places(number)[row])} of the packed pairs"
+        """Name the row's pairs by their lines in the file."""
+        pairs = self.numbers[int(self._places(number)[row])]
+        return f"the pairs in lines {', '.join(str(pair + 1) for pair in pairs)} of {TRAIN}"
 
     def heldout(self, model: Transformer) -> dict[str, float]:
         """Return loss, accuracy and margin on the held-out pairs."""
@@ -265,9 +285,19 @@ class DpoStage:
 
 
 def reference_log_probs(model: Transformer, rows: Batch, cache: Path) -> Tensor:
-    """Return the model's `answer_log_probs` of all rows, (D,), from `cache` where it is there."""
+    """Return the model's `answer_log_probs` of all rows, (D,), from `cache` where it is there.
+
+    A file that is damaged is made again.
+    """
+    num_documents = int(_documents_per_row(rows).sum())
     if cache.exists():
-        return torch.from_numpy(np.load(cache, allow_pickle=False))
+        try:
+            found = np.load(cache, allow_pickle=False)
+        except (ValueError, EOFError):
+            found = np.zeros(0)
+        if found.shape == (num_documents,) and found.dtype == np.float32:
+            return torch.from_numpy(found)
+        say(f"{cache}: damaged; computed again")
     device = next(model.parameters()).device
     parts = [torch.zeros(0)]
     with torch.no_grad():
@@ -318,18 +348,20 @@ def dpo(
     def stage() -> DpoStage:
         hardware = find_hardware(config)
         model.to(hardware.device).compute_dtype = hardware.dtype
-        packed = []
+        packed, numbers = [], []
         for name, path in files.items():
             found = PairRows(read_pairs(path), tokenizer, config.max_seq_len)
             if found.skipped:
                 say(f"dpo: {found.skipped} pairs of {name} are longer than max_seq_len, skipped")
             if name == TRAIN and not found.num_pairs:
                 raise UserError(f"{path}: no pair fits max_seq_len {config.max_seq_len}; raise it")
-            what = (start_hash, sha256_file(path), str(config.max_seq_len), hardware.dtype_name)
+            what = (start_hash, tokenizer.hash, sha256_file(path))
+            what += (str(config.max_seq_len), hardware.dtype_name)
             key = hashlib.sha256("/".join(what).encode()).hexdigest()[:16]
             log_probs = reference_log_probs(model, found.rows, cache / f"{key}.npy")
             packed.append(with_reference(found.rows, log_probs))
-        return DpoStage(packed[0], packed[1], config, preference)
+            numbers.append(found.numbers)
+        return DpoStage(packed[0], packed[1], config, preference, numbers[0])
 
     return train_and_save("dpo", model, tokenizer, stage, config, run, inputs, renew)
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cygnet.config import TrainConfig
-from cygnet.errors import UserError
-from cygnet.export.huggingface import load_folder, save_folder
+from cygnet.export.huggingface import find_model, load_folder, save_folder
 from cygnet.files import sha256_file
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say
@@ -53,22 +52,6 @@ def train_and_save(
             keep_aside(run)
     Engine(model, make_stage(), config, run, origin).train()
     return save_folder(model, tokenizer, run / "model")
-
-
-def find_model(path: Path) -> Path:
-    """Return the model folder that a run folder or model folder stands for.
-
-    Raises:
-        UserError: there is none.
-    """
-    for folder in (path, path / "model"):
-        if (folder / "config.json").exists() and (folder / "model.safetensors").exists():
-            return folder
-    what = "holds no model" if path.exists() else "does not exist"
-    raise UserError(
-        f"{path}: {what} (config.json and model.safetensors, there or in its model/); give the "
-        "folder of a finished run"
-    )
 
 
 def load_start(path: Path) -> tuple[Transformer, Tokenizer, str]:

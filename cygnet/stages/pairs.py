@@ -104,13 +104,9 @@ def _sampled_pairs(
     rows: Sequence[Row], generator: Generator, config: PairConfig, share: float
 ) -> Iterator[Row]:
     """Let the model answer, and judge."""
-    asked = []
-    for kind, number in (
-        ("poem", config.num_poem_prompts),
-        ("continuation", config.num_own_prompts),
-        ("chat", config.num_own_prompts),
-    ):
-        asked += [row for row in rows if row["kind"] == kind][: round(number * share)]
+    asked = [row for row in rows if "form" in row][: round(config.num_poem_prompts * share)]
+    own = [row for row in rows if row["kind"] in ("continuation", "chat")]
+    asked += own[: round(config.num_own_prompts * share)]
     prompts = [
         encode_chat(generator.tokenizer, row["messages"][:-1], add_generation_prompt=True).ids
         for row in asked
@@ -131,7 +127,7 @@ def _sampled_pairs(
     for number, row in enumerate(asked):
         first = number * config.samples_per_prompt
         given = texts[first : first + config.samples_per_prompt]
-        judge = _poem_pairs if row["kind"] == "poem" else _own_pairs
+        judge = _poem_pairs if "form" in row else _own_pairs
         yield from judge(row, [text for text in given if text])
 
 

@@ -2,7 +2,6 @@
 
 import json
 import random
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,26 @@ from cygnet.text.shards import ShardReader
 from cygnet.text.tokenize import tokenize_documents
 from cygnet.text.tokenizer import Tokenizer, train_tokenizer
 
-WORDS = "the swan sees a lake and grey rain falls on reed stone 天鹅 看见 湖水 灰 雨 落".split()
+WORDS = [
+    "the",
+    "swan",
+    "sees",
+    "a",
+    "lake",
+    "and",
+    "grey",
+    "rain",
+    "falls",
+    "on",
+    "reed",
+    "stone",
+    "天鹅",
+    "看见",
+    "湖水",
+    "灰",
+    "雨",
+    "落",
+]
 
 
 def sentences(count: int, seed: int) -> list[str]:

@@ -66,9 +66,7 @@ def test_muon_is_the_papers_muon() -> None:
 @given(rows=st.integers(2, 24), columns=st.integers(2, 24), seed=st.integers(0, 1000))
 def test_orthogonalize_moves_singular_values_near_one(rows: int, columns: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    u, _, v = torch.linalg.svd(
-        torch.randn(rows, columns, generator=generator), full_matrices=False
-    )
+    u, _, v = torch.linalg.svd(torch.randn(rows, columns, generator=generator), full_matrices=False)
     spectrum = torch.rand(min(rows, columns), generator=generator) * 0.95 + 0.05
     values = torch.linalg.svdvals(orthogonalize(u * spectrum @ v))
     assert values.min() > 0.6 and values.max() < 1.3

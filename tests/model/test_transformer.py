@@ -1,0 +1,93 @@
+"""Sizes, loss, and decoding from the cache = one full forward."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cygnet.config import ModelConfig
+from cygnet.model import loss as room
+from cygnet.model.kv_cache import KVCache
+from cygnet.model.loss import IGNORE, linear_cross_entropy, token_log_probs
+from cygnet.model.transformer import Transformer
+from tests.models import random_model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_num_parameters_is_exact(tied: bool) -> None:
+    config = ModelConfig(tie_embeddings=tied, num_layers=2)
+    model = Transformer(config)
+    assert config.num_parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_26m_has_exactly_25_83_million_parameters() -> None:
+    assert ModelConfig().num_parameters == 25_830_912
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    chunk=st.sampled_from([1, 3, 8, 64]),
+    ignored=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_linear_cross_entropy_is_torchs(rows: int, chunk: int, ignored: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, 6, generator=generator, requires_grad=True)
+    weight = torch.randn(11, 6, generator=generator, requires_grad=True)
+    labels = torch.randint(0, 11, (rows,), generator=generator)
+    labels[torch.rand(rows, generator=generator) < ignored] = IGNORE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "CHUNK_POSITIONS", chunk)
+        ours = linear_cross_entropy(hidden, weight, labels)
+        mine = torch.autograd.grad(3 * ours, (hidden, weight))
+    reference = F.cross_entropy(hidden @ weight.T, labels, reduction="sum", ignore_index=IGNORE)
+    theirs = torch.autograd.grad(3 * reference, (hidden, weight))
+    torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    summed = token_log_probs((hidden @ weight.T).detach(), labels).sum()
+    torch.testing.assert_close(-summed, reference, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    chunk=st.integers(1, 50),
+    new=st.integers(1, 6),
+)
+def test_cached_left_padded_decoding_is_the_full_forward(
+    lengths: list[int], chunk: int, new: int
+) -> None:
+    model = random_model()
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randint(0, 320, (n + new,), generator=generator) for n in lengths]
+    width = max(lengths)
+    cache = KVCache(model.config, len(rows), width + new)
+    cache.start = torch.tensor([width - n for n in lengths])
+    prompt = torch.stack([F.pad(row[:-new], (width - len(row) + new, 0)) for row in rows])
+    with torch.no_grad():
+        for start in range(0, width, chunk):
+            hidden = model(prompt[:, start : start + chunk], cache=cache)
+        steps = [hidden[:, -1]]
+        for index in range(new):
+            token = torch.stack([row[len(row) - new + index] for row in rows])
+            steps.append(model(token[:, None], cache=cache)[:, -1])
+        decoded = model.logits(torch.stack(steps, 1))
+        for row, found in zip(rows, decoded, strict=True):
+            full = model.logits(model(row[None]))[0, -new - 1 :]
+            torch.testing.assert_close(found, full, rtol=1e-4, atol=1e-4)
+
+
+def test_the_cache_refuses_what_it_cannot_hold(model: Transformer) -> None:
+    with pytest.raises(IndexError, match="holds 3 positions"):
+        model(torch.zeros(1, 4, dtype=torch.int64), cache=KVCache(model.config, 1, 3))
+
+
+def test_initial_blocks_are_the_identity() -> None:
+    model = Transformer(ModelConfig(num_layers=2, hidden_size=64, num_heads=2, num_kv_heads=1))
+    model.initialize(torch.Generator().manual_seed(0))
+    tokens = torch.arange(9)[None]
+    embedded = model.model.embed_tokens(tokens)
+    torch.testing.assert_close(model(tokens), model.model.norm(embedded))
