@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import typing
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,13 +37,13 @@ def parse(
     values: dict[str, Any] = {}
     for file in files:
         values |= read_yaml(file)
+    if not files and (preset := getattr(command, "default_preset", None)):
+        files = [_preset(preset)]
+        values = {**read_yaml(files[0]), **vars(command)["unlike_preset"]}
     default = _default(command, values, files)
     description = "\n".join([summary, "", "Examples:", *(f"  {line}" for line in examples)])
-    config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.ConsolidateSubcommandArgs)
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(
-        command, args=rest, prog=program, description=description, config=config, **kwargs
-    )
+    return tyro.cli(command, args=rest, prog=program, description=description, **kwargs)
 
 
 def _take_files(arguments: list[str], command: type[Any]) -> tuple[list[str], list[Path]]:
@@ -78,7 +78,7 @@ def _default(command: type[Command], values: dict[str, Any], files: list[Path]) 
     if not files:
         return None
     # A preset of a whole recipe also serves a single command: what concerns it is taken.
-    known = set(typing.get_type_hints(command))
+    known = {field.name for field in dataclasses.fields(command)}  # type: ignore[arg-type]
     if PRESETS in [file.parent for file in files]:
         values = {key: value for key, value in values.items() if key in known}
     return load_settings(command, values, " + ".join(map(str, files)))

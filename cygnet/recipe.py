@@ -29,7 +29,7 @@ from cygnet.files import folder_atomic, read_json, read_jsonl, sha256_file, writ
 from cygnet.generate.engine import Generator
 from cygnet.progress import say
 from cygnet.stages.dpo import DpoConfig, dpo
-from cygnet.stages.pairs import PairConfig, build_pairs
+from cygnet.stages.pairs import PairConfig, build_pairs, take_pairs
 from cygnet.stages.pretrain import pretrain
 from cygnet.stages.sft import sft
 from cygnet.text.tokenizer import make_tokenizer
@@ -46,6 +46,8 @@ class RunCommand:
     """The whole way, from raw text to a report. A YAML file holds the same keys."""
 
     reads_yaml: ClassVar[bool] = True
+    default_preset: ClassVar[str] = "demo"
+    unlike_preset: ClassVar[dict[str, str]] = {"out": "runs/mine"}
     data: tuple[str, ...] = ()
     """Files, folders or globs of raw text or conversations; none takes the built-in text."""
     out: Path = Path("runs/mine")
@@ -299,7 +301,7 @@ class DpoCommand:
 
     reads_yaml: ClassVar[bool] = True
     data: tuple[str, ...] = ()
-    """Pairs (one jsonl of prompt, chosen, rejected); none makes pairs from the built-in text."""
+    """JSON lines of pairs (prompt, chosen, rejected); none makes pairs from the built-in text."""
     from_: From = None
     """Run or model folder to start from; it is the reference too."""
     out: Path = Path("runs/dpo")
@@ -314,9 +316,12 @@ def dpo_command(config: DpoCommand) -> None:
     """Make or take pairs, and align."""
     start = find_model(_required(config.from_, "dpo"))
     out = config.out
-    data = _data_folder((), out / "data")
-    instructions = make_instructions(data, out / "instructions", config.instructions)
-    pairs = make_pairs(instructions, start, out / "pairs", config.pairs, config.dpo)
+    if config.data:
+        pairs = take_pairs(config.data, out / "pairs")
+    else:
+        data = _data_folder((), out / "data")
+        instructions = make_instructions(data, out / "instructions", config.instructions)
+        pairs = make_pairs(instructions, start, out / "pairs", config.pairs, config.dpo)
     model = dpo(pairs, start, out / "shards", out, config.dpo, config.preference)
     _finish(out, model, f"cygnet chat {out}")
 

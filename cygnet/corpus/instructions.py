@@ -7,7 +7,6 @@ which documents are taken on a hash of their id, so that nothing hangs on their 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import heapq
 import random
@@ -15,7 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,8 @@ MAX_JOINED_CHARS = 900
 SHARE_WITHOUT_TITLE = 0.2
 SHARE_WITHOUT_FORM = 0.04
 SHARE_CASUAL = 0.15
+HELDOUT_ASK_SHARE = 8
+"""Of so many ways of asking in small talk, one is held out."""
 
 POEM_TITLED = (
     "写一首{form}，题为《{title}》。",
@@ -160,7 +161,7 @@ class InstructionConfig:
     """Another seed takes other documents and wordings."""
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
+        for name, value in asdict(self).items():
             if value < 0:
                 raise UserError(f"instructions: {name} is {value}: it must be zero or more")
         if self.joined_share > 1:
@@ -211,13 +212,14 @@ def build_instructions(data: Path, out: Path, config: InstructionConfig) -> Path
                 writer.write(row)
         with JsonlWriter(folder / HELDOUT) as writer:
             of_heldout = _made(heldout, heldout_limits, config.seed, writer)
+            of_heldout.rows.extend(_heldout_talk(made.kinds, config))
             for row in of_heldout.rows:
                 writer.write(row)
         manifest = {
             "made_by": "cygnet instructions",
             "format_version": FORMAT_VERSION,
             "cygnet_version": cygnet.__version__,
-            "settings": dataclasses.asdict(config),
+            "settings": asdict(config),
             "inputs": {name: sha256_file(path) for name, path in inputs.items()},
             "counts": {"train": made.counts("kind"), "heldout": of_heldout.counts("kind")},
             "forms": {"train": made.counts("form"), "heldout": of_heldout.counts("form")},
@@ -470,10 +472,35 @@ def _made(documents: Iterable[Document], limits: _Limits, seed: int, chats: Json
     return _Made(_in_hash_order(rows, seed), num_chats)
 
 
+def _talks(kinds: set[str]) -> tuple[Talk, ...]:
+    """Return the small talk that is true of a run with rows of these kinds."""
+    knows_builtin = {"poem", "recipe", "article"} <= kinds
+    return (*GENERAL, *(WITH_BUILTIN_TEXT if knows_builtin else WITH_OWN_TEXT))
+
+
+def _is_heldout_ask(talk: Talk, ask: str) -> bool:
+    """Return whether a way of asking is held out; never the first, so that all are learnt."""
+    hasty = _hasty(ask)
+    return hasty != _hasty(talk.asks[0]) and _rank(hasty, 0) % HELDOUT_ASK_SHARE == 0
+
+
+def _heldout_talk(kinds: set[str], config: InstructionConfig) -> list[Row]:
+    if not config.small_talk_repeats:
+        return []
+    return [
+        _talk_row([ask, talk.answers[0]])
+        for talk in _talks(kinds)
+        for ask in talk.asks
+        if _is_heldout_ask(talk, ask)
+    ]
+
+
 def _small_talk(kinds: set[str], config: InstructionConfig) -> list[Row]:
     """Return small talk: each way of asking, then conversations of two or three exchanges."""
-    knows_builtin = {"poem", "recipe", "article"} <= kinds
-    talks = [*GENERAL, *(WITH_BUILTIN_TEXT if knows_builtin else WITH_OWN_TEXT)]
+    talks = [
+        replace(talk, asks=tuple(ask for ask in talk.asks if not _is_heldout_ask(talk, ask)))
+        for talk in _talks(kinds)
+    ]
     rows = []
     for repeat in range(config.small_talk_repeats):
         rng = random.Random(f"{config.seed}:talk:{repeat}")
@@ -500,7 +527,7 @@ def _hasty(ask: str) -> str:
 
 
 def _talk_row(turns: Sequence[str]) -> Row:
-    return {"messages": _turns(turns), "kind": "small_talk", "subject": ""}
+    return {"messages": _turns(turns), "kind": "smalltalk", "subject": ""}
 
 
 def _rank(key: str, seed: int) -> int:

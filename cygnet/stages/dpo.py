@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,12 @@ from torch.utils.checkpoint import checkpoint
 from cygnet.config import TrainConfig
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.errors import UserError
-from cygnet.files import read_jsonl, sha256_file, write_atomic
-from cygnet.messages import validate
+from cygnet.files import sha256_file, write_atomic
 from cygnet.model.loss import CHUNK_POSITIONS, IGNORE, token_log_probs
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say, track
 from cygnet.stages.launch import load_start, train_and_save
+from cygnet.stages.pairs import read_pairs
 from cygnet.stages.pretrain import check_context
 from cygnet.text.chat import encode_chat
 from cygnet.text.loader import PADDING, Batch, permute
@@ -205,7 +206,7 @@ class DpoStage:
         train, heldout: all pairs; the latter may hold none.
         train_config: rows per batch and seed.
         config: the loss.
-        numbers: for each row of `train`, which pairs of the file it holds.
+        numbers: for each row of `train`, which pairs of the file it holds; for `describe`.
     """
 
     name = "dpo"
@@ -216,7 +217,7 @@ class DpoStage:
         heldout: PairBatch,
         train_config: TrainConfig,
         config: DpoConfig,
-        numbers: list[list[int]],
+        numbers: Sequence[Sequence[int]] = (),
     ) -> None:
         self.train, self.heldout_pairs = train, heldout
         self.numbers = numbers
@@ -259,7 +260,10 @@ class DpoStage:
 
     def describe(self, number: int, row: int) -> str:
         """Name the row's pairs by their lines in the file."""
-        pairs = self.numbers[int(self._places(number)[row])]
+        place = int(self._places(number)[row])
+        if not self.numbers:
+            return f"row {place} of the packed pairs"
+        pairs = self.numbers[place]
         return f"the pairs in lines {', '.join(str(pair + 1) for pair in pairs)} of {TRAIN}"
 
     def heldout(self, model: Transformer) -> dict[str, float]:
@@ -355,8 +359,8 @@ def dpo(
                 say(f"dpo: {found.skipped} pairs of {name} are longer than max_seq_len, skipped")
             if name == TRAIN and not found.num_pairs:
                 raise UserError(f"{path}: no pair fits max_seq_len {config.max_seq_len}; raise it")
-            what = (start_hash, tokenizer.hash, sha256_file(path))
-            what += (str(config.max_seq_len), hardware.dtype_name)
+            rounding = f"{config.max_seq_len} {hardware.dtype_name}"
+            what = (start_hash, tokenizer.hash, sha256_file(path), rounding)
             key = hashlib.sha256("/".join(what).encode()).hexdigest()[:16]
             log_probs = reference_log_probs(model, found.rows, cache / f"{key}.npy")
             packed.append(with_reference(found.rows, log_probs))
@@ -364,25 +368,3 @@ def dpo(
         return DpoStage(packed[0], packed[1], config, preference, numbers[0])
 
     return train_and_save("dpo", model, tokenizer, stage, config, run, inputs, renew)
-
-
-def read_pairs(path: Path) -> list[dict[str, Any]]:
-    """Read pairs and check them.
-
-    Raises:
-        UserError: a row lacks `prompt`, `chosen` or `rejected`, or its prompt is no conversation;
-            names file and line.
-    """
-    pairs = []
-    for number, row in enumerate(read_jsonl(path), start=1):
-        where = f"{path.name}:{number}"
-        for name in ("prompt", "chosen", "rejected"):
-            if not row.get(name):
-                raise UserError(f"{where}: `{name}` is missing or empty")
-        try:
-            for name in ("chosen", "rejected"):
-                validate([*row["prompt"], {"role": "assistant", "content": row[name]}])
-        except (UserError, TypeError) as error:
-            raise UserError(f"{where}: {error}") from error
-        pairs.append(row)
-    return pairs

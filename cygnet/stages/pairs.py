@@ -10,6 +10,7 @@ real continuation is chosen over one that the model wrote.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import re
 from collections import Counter
@@ -20,14 +21,16 @@ from typing import Any
 
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.errors import UserError
-from cygnet.files import JsonlWriter, folder_atomic, read_jsonl, write_json
+from cygnet.files import JsonlWriter, folder_atomic, open_bytes, read_jsonl, write_json
 from cygnet.generate.engine import Generator
 from cygnet.generate.sampling import Sampling
+from cygnet.messages import validate
 from cygnet.progress import say
 from cygnet.text.chat import encode_chat
 from cygnet.text.forms import is_poem_of_form
 
 Row = dict[str, Any]
+OWN_HELDOUT_SHARE = 0.05
 _STEPS = re.compile(r"(?m)^(## Steps\n)((?:\d+\. .*\n?)+)")
 _INGREDIENTS = re.compile(r"(?m)^(## Ingredients\n)((?:- .*\n?)+)")
 
@@ -98,6 +101,64 @@ def build_pairs(
     told = "; ".join(f"{count} {why}" for why, count in sorted(counts[TRAIN].items()))
     say(f"pairs: {sum(counts[TRAIN].values())} to train on ({told})")
     return counts
+
+
+def take_pairs(paths: Sequence[str], out: Path) -> Path:
+    """Check a person's own pairs, hold some out by a hash of the prompt, and write them to `out`.
+
+    Args:
+        paths: JSON lines {"prompt": text or messages, "chosen": text, "rejected": text}.
+        out: replaced if it is there; left as it is when a pair is damaged.
+
+    Raises:
+        UserError: a file cannot be read, a row is no pair (names file and line), or all pairs
+            have one prompt, so that none can be held out.
+    """
+    rows = [row for path in paths for row in read_pairs(Path(path))]
+    keys = sorted({_hash(row["prompt"]) for row in rows})
+    if len(keys) < 2:
+        raise UserError(f"{', '.join(paths)}: pairs of at least two prompts are needed")
+    held = set(keys[: max(round(OWN_HELDOUT_SHARE * len(keys)), 1)])
+    with folder_atomic(out) as folder:
+        for name, is_held in ((TRAIN, False), (HELDOUT, True)):
+            with JsonlWriter(folder / name) as writer:
+                for row in rows:
+                    if (_hash(row["prompt"]) in held) == is_held:
+                        writer.write(row)
+    return out
+
+
+def read_pairs(path: Path) -> list[Row]:
+    """Read pairs and check them; a prompt that is text becomes one user message.
+
+    Raises:
+        UserError: the file cannot be read, a line is no JSON, a row lacks `prompt`, `chosen` or
+            `rejected`, or its prompt is no conversation; names file and line.
+    """
+    pairs = []
+    try:
+        with open_bytes(path) as file:
+            lines = file.readlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: not JSON ({error})") from error
+        for name in ("prompt", "chosen", "rejected"):
+            if not isinstance(row, dict) or not row.get(name):
+                raise UserError(f"{where}: `{name}` is missing or empty")
+        if isinstance(row["prompt"], str):
+            row["prompt"] = [{"role": "user", "content": row["prompt"]}]
+        for name in ("chosen", "rejected"):
+            try:
+                validate([*row["prompt"], {"role": "assistant", "content": row[name]}])
+            except (UserError, TypeError) as error:
+                raise UserError(f"{where}: `{name}`: {error}") from error
+        pairs.append(row)
+    return pairs
 
 
 def _sampled_pairs(

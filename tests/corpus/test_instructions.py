@@ -108,8 +108,9 @@ def test_counts_are_those_asked_for_and_forms_are_balanced(made: Path) -> None:
 def test_heldout_subjects_never_occur_in_training(builtin: Path, made: Path) -> None:
     train, heldout = load(made)
     kept_out = {subject_key(row["fields"]["title"]) for row in read_jsonl(builtin / HELDOUT)}
-    assert len(heldout) > 50
-    assert all(subject_key(row["subject"]) in kept_out for row in heldout)
+    real = [row for row in heldout if row["kind"] != "smalltalk"]
+    assert len(real) > 50
+    assert all(subject_key(row["subject"]) in kept_out for row in real)
     asked = "\n".join(m["content"] for row in train for m in row["messages"] if m["role"] == "user")
     named = {subject_key(title) for title in re.findall("《(.*?)》", asked)}
     assert len(named) > 100
@@ -145,10 +146,20 @@ def test_every_row_is_a_valid_conversation_that_ends_with_an_answer(made: Path) 
         assert all(m["content"] == m["content"].strip() for m in row["messages"])
 
 
-def test_heldout_rows_have_one_exchange_and_no_small_talk(made: Path) -> None:
+def test_heldout_rows_have_one_exchange(made: Path) -> None:
     _, heldout = load(made)
     assert {len(row["messages"]) for row in heldout} == {2}
-    assert {row["kind"] for row in heldout} == {"poem", "recipe", "article"}
+    assert {row["kind"] for row in heldout} == {"poem", "recipe", "article", "smalltalk"}
+
+
+def test_heldout_ways_of_asking_are_never_learnt_but_their_answers_are(made: Path) -> None:
+    train, heldout = load(made)
+    said = {m["content"].lower().rstrip(".!?。！？") for row in train for m in row["messages"]}
+    talk = [row["messages"] for row in heldout if row["kind"] == "smalltalk"]
+    assert len(talk) >= 10
+    for ask, answer in talk:
+        assert ask["content"].lower().rstrip(".!?。！？") not in said
+        assert answer["content"].lower().rstrip(".!?。！？") in said
 
 
 def test_a_poem_is_answered_with_exactly_its_lines() -> None:
@@ -218,7 +229,8 @@ def test_an_own_conversation_passes_through_as_it_is(tmp_path: Path) -> None:
     expected = {"messages": messages, "kind": "chat", "subject": ""}
     train, heldout = load(out)
     assert expected in train
-    assert heldout == [expected]
+    assert heldout[0] == expected
+    assert {row["kind"] for row in heldout[1:]} == {"smalltalk"}
 
 
 def test_plain_text_of_a_user_is_continued_and_never_called_builtin(tmp_path: Path) -> None:
@@ -232,7 +244,7 @@ def test_plain_text_of_a_user_is_continued_and_never_called_builtin(tmp_path: Pa
     # Joining may put it behind or before small talk.
     said = [m["content"] for row in train for m in row["messages"]]
     assert any("runs to the sea" in content for content in said)
-    assert [row["kind"] for row in heldout] == ["continuation"]
+    assert {row["kind"] for row in heldout} == {"continuation", "smalltalk"}
     assert not any("Tang dynasty" in content or "唐诗" in content for content in said)
 
 

@@ -1,0 +1,230 @@
+"""`cygnet chat`: talk to a model in the terminal, or through a pipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import tyro
+
+from cygnet.errors import UserError, nearest, require
+from cygnet.generate.sampling import Sampling
+from cygnet.progress import say
+
+HELP = """\
+/reset            begin a new conversation
+/system TEXT      set the system prompt and begin anew; without TEXT, take it away
+/sampling         show how answers are drawn; `/sampling temperature=0.5 top_p=0.9` changes it
+/help             this list
+/quit             leave (also Ctrl-D)
+Ctrl-C stops an answer. A line that ends with \\ goes on in the next."""
+MIN_ROOM_TOKENS = 16
+"""An answer has at least this much of the context."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """How to talk to a model."""
+
+    model: tyro.conf.Positional[Path]
+    """Run folder or model folder; of a whole run, the last stage's model is taken."""
+    prompt: str | None = None
+    """Answer this and stop."""
+    system: str | None = None
+    """System prompt."""
+    temperature: float = 0.7
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_p: float = 0.9
+    """Sample among the likeliest tokens that hold this share of the probability."""
+    top_k: int = 0
+    """Sample among this many of the likeliest tokens; 0 takes all."""
+    min_p: float = 0.0
+    """Sample among tokens at least this times as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that occurred before become less likely."""
+    max_new_tokens: int = 512
+    """Longest answer in tokens."""
+    seed: int | None = None
+    """The same seed gives the same answers; none draws fresh ones."""
+
+
+class Reader(Protocol):
+    """Gives the person's lines, None at the end."""
+
+    def __call__(self) -> str | None: ...
+
+
+def chat(config: ChatConfig) -> None:
+    """Answer one prompt, what comes through a pipe, or a person at the terminal.
+
+    Raises:
+        UserError: there is no model, or a setting is out of its range.
+    """
+    fields = {field.name for field in dataclasses.fields(Sampling)}
+    values = {name: value for name, value in vars(config).items() if name in fields}
+    conversation = Conversation(config.model, Sampling(**values), config.system)
+    if config.prompt is not None or not sys.stdin.isatty():
+        text = config.prompt if config.prompt is not None else sys.stdin.read()
+        if not text.strip():
+            raise UserError("nothing to answer: give --prompt TEXT, or some text on standard input")
+        for piece in conversation.answer(text.strip()):
+            print(piece, end="", flush=True)
+        print()
+        return
+    say(f"{config.model}: /help for commands, Ctrl-D to leave")
+    _talk(conversation, _line_reader())
+
+
+class Conversation:
+    """A model, and what has been said so far.
+
+    Args:
+        path: run or model folder.
+        sampling: how answers are drawn.
+        system: system prompt.
+    """
+
+    def __init__(self, path: Path, sampling: Sampling, system: str | None = None) -> None:
+        from cygnet.export.huggingface import load_folder
+        from cygnet.generate.engine import Generator
+
+        model, self.tokenizer = load_folder(path)
+        self.generator = Generator(model, self.tokenizer)
+        self.sampling = sampling
+        self.system = system
+        self.messages: list[dict[str, Any]] = []
+
+    def reset(self) -> None:
+        """Forget what was said; the system prompt stays."""
+        self.messages = []
+
+    def answer(self, text: str) -> Iterator[str]:
+        """Yield the answer piece by piece; afterwards it is part of the conversation.
+
+        What was said so far of an answer that is not taken to its end is kept too. Of a
+        conversation that outgrows the context, the oldest turns are left out, which is said.
+
+        Raises:
+            UserError: the message alone fills the context; the conversation stays as it was.
+        """
+        from cygnet.generate.engine import text_stream
+
+        asked = [*self.messages, {"role": "user", "content": text}]
+        prompt, left_out = self._fitting(asked)
+        if left_out:
+            say(f"(the oldest {left_out} messages no longer fit the context and are left out)")
+            asked = asked[left_out:]
+        said: list[str] = []
+        try:
+            stream = self.generator.stream(prompt, self.sampling)
+            for piece in text_stream(self.tokenizer, stream, self.sampling.stop):
+                said.append(piece)
+                yield piece
+        finally:
+            self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
+
+    def _fitting(self, messages: list[dict[str, Any]]) -> tuple[list[int], int]:
+        """Return the prompt's ids, and how many of the oldest messages were left out."""
+        from cygnet.text.chat import encode_chat
+
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        for left_out in range(0, len(messages), 2):
+            kept = [*system, *messages[left_out:]]
+            ids = encode_chat(self.tokenizer, kept, add_generation_prompt=True).ids
+            if len(ids) + MIN_ROOM_TOKENS <= self.generator.context:
+                return ids, left_out
+        raise UserError(
+            f"that is {len(ids)} tokens, and the model's context holds {self.generator.context}; "
+            "say it shorter"
+        )
+
+
+def _line_reader() -> Reader:
+    """Read with editing and history where prompt_toolkit is installed."""
+    try:
+        session: Any = require("prompt_toolkit", "chat").PromptSession()
+        ask = session.prompt
+    except UserError:
+        ask = input
+
+    def read() -> str | None:
+        lines = []
+        try:
+            while (line := ask("... " if lines else "> ")).endswith("\\"):
+                lines.append(line[:-1])
+        except EOFError:
+            return None
+        return "\n".join([*lines, line])
+
+    return read
+
+
+def _talk(conversation: Conversation, read: Reader) -> None:
+    while True:
+        try:
+            line = read()
+        except KeyboardInterrupt:
+            say("(Ctrl-D or /quit leaves)")
+            continue
+        if line is None or line.strip() == "/quit":
+            return
+        try:
+            if line.startswith("/"):
+                _command(conversation, line.strip())
+            elif line.strip():
+                _print_answer(conversation, line.strip())
+        except UserError as error:
+            say(str(error))
+
+
+def _print_answer(conversation: Conversation, text: str) -> None:
+    try:
+        for piece in conversation.answer(text):
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" …", end="")
+    print("\n")
+
+
+def _command(conversation: Conversation, line: str) -> None:
+    name, _, rest = line.partition(" ")
+    commands = {"/reset", "/system", "/sampling", "/help", "/quit"}
+    if name not in commands:
+        raise UserError(f"no command {name}{nearest(name, commands)}; /help lists them")
+    if name == "/help":
+        print(HELP)
+    elif name == "/reset":
+        conversation.reset()
+        print("(a new conversation)")
+    elif name == "/system":
+        conversation.system = rest.strip() or None
+        conversation.reset()
+        print(f"(a new conversation; system prompt: {conversation.system or 'none'})")
+    else:
+        conversation.sampling = changed_sampling(conversation.sampling, rest.split())
+        shown = dataclasses.asdict(conversation.sampling).items()
+        print("  ".join(f"{key}={value}" for key, value in shown))
+
+
+def changed_sampling(sampling: Sampling, assignments: list[str]) -> Sampling:
+    """Return the settings with `name=value` words applied.
+
+    Raises:
+        UserError: an unknown name, or a value that is no number or out of its range.
+    """
+    kinds = {"temperature": float, "top_p": float, "top_k": int, "min_p": float}
+    kinds |= {"repetition_penalty": float, "max_new_tokens": int, "seed": int}
+    values: dict[str, Any] = {}
+    for word in assignments:
+        name, equals, value = word.partition("=")
+        if not equals or name not in kinds:
+            raise UserError(f"{word}: expected name=value with a name of {', '.join(kinds)}")
+        try:
+            values[name] = None if value == "none" else kinds[name](value)
+        except ValueError as error:
+            raise UserError(f"{name}: {value!r} is no {kinds[name].__name__}") from error
+    return dataclasses.replace(sampling, **values)
