@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import tyro
 
@@ -50,12 +50,6 @@ class ChatConfig:
     """Longest answer in tokens."""
     seed: int | None = None
     """The same seed gives the same answers; none draws fresh ones."""
-
-
-class Reader(Protocol):
-    """Gives the person's lines, None at the end."""
-
-    def __call__(self) -> str | None: ...
 
 
 def chat(config: ChatConfig) -> None:
@@ -143,8 +137,11 @@ class Conversation:
         )
 
 
-def _line_reader() -> Reader:
-    """Read with editing and history where prompt_toolkit is installed."""
+def _line_reader() -> Callable[[], str | None]:
+    """Return what gives the person's lines, and None at their end.
+
+    With editing and history where prompt_toolkit is installed.
+    """
     try:
         session: Any = require("prompt_toolkit", "chat").PromptSession()
         ask = session.prompt
@@ -163,7 +160,7 @@ def _line_reader() -> Reader:
     return read
 
 
-def _talk(conversation: Conversation, read: Reader) -> None:
+def _talk(conversation: Conversation, read: Callable[[], str | None]) -> None:
     while True:
         try:
             line = read()
