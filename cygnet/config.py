@@ -184,7 +184,10 @@ class TrainConfig:
         horizons = ("epochs", "steps", "tokens", "minutes")
         given = [name for name in horizons if getattr(self, name) is not None]
         if len(given) > 1:
-            raise UserError(f"{' and '.join(given)} are both set: give one length for the run")
+            raise UserError(
+                f"{' and '.join(given)} are both set: give one length for the run, and `None` for "
+                f"what a preset sets (--{given[-1]} None)"
+            )
         positive: tuple[str, ...] = (
             "batch_tokens",
             "max_seq_len",

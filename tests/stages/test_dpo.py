@@ -26,7 +26,7 @@ from cygnet.stages.dpo import (
 from cygnet.text.tokenizer import Tokenizer
 from tests.models import SMALL, random_model
 
-WORDS = "soup water salt 白日 黄河 make add boil".split()  # noqa: SIM905
+WORDS = "soup water salt 白日 黄河 make add boil".split()
 CONFIG = TrainConfig(batch_tokens=512, max_seq_len=128, steps=1)
 
 

@@ -31,7 +31,7 @@ from cygnet.text.tokenizer import Tokenizer
 from tests.models import random_model
 
 SEQ_LEN = 256
-WORDS = "soup water salt 白日 黄河 make add boil".split()  # noqa: SIM905
+WORDS = "soup water salt 白日 黄河 make add boil".split()
 Pairs = list[dict[str, Any]]
 
 

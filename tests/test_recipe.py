@@ -1,0 +1,86 @@
+"""The whole way on a person's own text, twice, and after a change."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from cygnet import cli
+from cygnet.files import sha256_file
+
+WORDS = "the old swan sleeps near a cold lake while grey rain falls on reeds and stones".split()
+
+
+@pytest.fixture(scope="module")
+def own_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own")
+    chooser = random.Random(4)
+    for number in range(40):
+        sentences = [" ".join(chooser.choices(WORDS, k=12)).capitalize() for _ in range(12)]
+        (folder / f"note_{number}.txt").write_text(". ".join(sentences) + ".")
+    turns = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What about {' '.join(chooser.choices(WORDS, k=4))}?"},
+                {"role": "assistant", "content": " ".join(chooser.choices(WORDS, k=8))},
+            ]
+        }
+        for _ in range(60)
+    ]
+    lines = [json.dumps(row) for row in turns]
+    (folder / "chats.jsonl").write_text("\n".join([*lines, "{broken"]))
+    return folder
+
+
+SMALL = (
+    "--model.hidden-size 32 --model.num-layers 1 --model.num-heads 2 --model.num-kv-heads 1 "
+    "--model.intermediate-size 48 --model.vocab-size 400 --model.max-position 256 "
+    "--pretrain.minutes None --pretrain.steps 6 --pretrain.batch-tokens 512 "
+    "--pretrain.max-seq-len 64 --sft.batch-tokens 512 --sft.max-seq-len 256 "
+    "--dpo.batch-tokens 512 --dpo.max-seq-len 256 --corpus.heldout-share 0.15 "
+    "--pairs.num-own-prompts 8 --pairs.max-new-tokens 24 --eval.max-new-tokens 24 "
+    "--pretrain.compile off --sft.compile off --dpo.compile off"
+).split()
+
+
+def run(data: Path, out: Path, *more: str) -> None:
+    cli.main(["run", "--data", str(data), "--out", str(out), *SMALL, *more])
+
+
+def contents(out: Path) -> dict[str, str]:
+    files = (path for path in out.rglob("*") if path.is_file())
+    return {str(path.relative_to(out)): sha256_file(path) for path in files}
+
+
+def test_the_whole_way_and_then_only_what_changed(
+    own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    run(own_text, out)
+    first = contents(out)
+    for name in ("report.html", "report.md", "model/model.safetensors", "dpo/metrics.jsonl"):
+        assert name in first
+    assert "chats.jsonl:61" in (out / "data/report.md").read_text()
+    assert f"cygnet chat {out}" in capsys.readouterr().err
+
+    run(own_text, out)
+    said = capsys.readouterr().err
+    for step in ("data", "tokenizer", "pretrain", "instructions", "sft", "pairs", "dpo"):
+        assert f"{step}: up to date" in said, step
+    assert contents(out) == first
+
+    run(own_text, out, "--sft.learning-rate", "0.002")
+    said = capsys.readouterr().err
+    assert "pretrain: up to date" in said
+    assert "sft: made again, for learning_rate was" in said
+    assert (out / "sft.old-1/model/model.safetensors").exists()
+
+
+def test_two_runs_give_the_same_model(own_text: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        run(own_text, tmp_path / name)
+    one, two = (contents(tmp_path / name) for name in "ab")
+    for name in ("data/train.jsonl.zst", "tokenizer/tokenizer.json", "model/model.safetensors",
+                 "pairs/train.jsonl.zst", "dpo/eval.json"):  # fmt: skip
+        assert one[name] == two[name], name
