@@ -169,7 +169,7 @@ def _read_config(path: Path) -> ModelConfig:
         raise UserError(f"{path}: lacks {', '.join(missing)}")
     settings.setdefault("head_dim", 128)  # defaults of transformers' Qwen3Config
     settings.setdefault("tie_embeddings", False)
-    theta = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
+    theta: Any = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
     try:
         return ModelConfig(**settings, rope_theta=float(theta))
     except (TypeError, ValueError) as error:

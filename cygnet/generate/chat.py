@@ -149,7 +149,7 @@ def _line_reader() -> Callable[[], str | None]:
         ask = input
 
     def read() -> str | None:
-        lines = []
+        lines: list[str] = []
         try:
             while (line := ask("... " if lines else "> ")).endswith("\\"):
                 lines.append(line[:-1])
