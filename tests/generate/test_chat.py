@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from cygnet.text.tokenizer import train_tokenizer
 from tests.models import random_model
 
 PATIENCE_S = 120
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +79,10 @@ class Terminal:
         while text not in self.shown:
             assert time.monotonic() < until, f"no {text!r} in {self.shown[-500:]!r}"
             if select.select([self.file], [], [], 1)[0]:
-                self.shown += os.read(self.file, 4096).decode(errors="replace")
-                if "\x1b[6n" in self.shown:  # the cursor's place is asked for
-                    self.shown = self.shown.replace("\x1b[6n", "")
+                new = os.read(self.file, 4096).decode(errors="replace")
+                if "\x1b[6n" in new:  # the cursor's place is asked for
                     self.type("\x1b[1;1R")
+                self.shown += CONTROL.sub("", new)
         seen, _, self.shown = self.shown.partition(text)
         return seen + text
 
@@ -102,7 +104,7 @@ def terminal(folder: Path) -> Iterator[Terminal]:
 
 def test_commands_answers_and_ctrl_c_in_a_terminal(terminal: Terminal) -> None:
     terminal.wait_for("/help for commands")
-    terminal.wait_for("> ")
+    terminal.wait_for(">")
     terminal.type("/sampling temperature=0.25\r")
     terminal.wait_for("temperature=0.25")
     terminal.type("/sampling temperature=hot\r")
