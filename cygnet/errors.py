@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from types import ModuleType
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """Wrong input. The message is one line: what is wrong, where (file, line, field), what to do.
 
-    The command line prints it without a traceback and exits with 2.
+    The command line prints it without a traceback and exits with 2. It is no ValueError, since
+    those that arise while flags are read are framed and folded by tyro.
     """
 
 

@@ -48,7 +48,7 @@ def test_every_command_explains_itself_with_examples(
         (["pretrain", "--preset", "62m"], "--preset 62m: there are"),
         (["sft"], "needs a model to start from"),
         (["sft", "--from", "tests"], "tests: holds no model"),
-        (["plan", "--model.num-heads", "7"], "not a multiple of model.num_heads 7"),
+        (["plan", "--model.num-heads", "7"], "model.num_heads 7 is not a multiple"),
         (["pretrain", "--steps", "3", "--epochs", "1"], "epochs and steps are both set"),
         (["chat", "nowhere"], "nowhere"),
         (["data", "--data", "nowhere.txt"], "nowhere.txt"),

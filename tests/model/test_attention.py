@@ -29,7 +29,7 @@ def plain_attention(
     kv_heads=st.integers(1, 3),
     group=st.integers(1, 3),
     tokens=st.integers(1, 300),
-    lengths=st.lists(st.integers(1, 120), max_size=5) | st.none(),
+    lengths=st.lists(st.integers(1, 120), min_size=1, max_size=5) | st.none(),
     seed=st.integers(0, 99),
 )
 def test_blocked_attention_is_plain_attention(
