@@ -103,22 +103,33 @@ def _threshold(probability_BV: Tensor, sampling: Sampling) -> Tensor:
     k = min(sampling.top_k or vocab_size, vocab_size)
     threshold_B1 = probability_BV.amax(-1, keepdim=True) * sampling.min_p
     if sampling.top_p < 1:
-        # A sort of the whole vocabulary costs more than a small model; a few tokens often do.
-        # top-k's survivors are renormalized, as if top-k had come first.
-        whole_B1 = probability_BV.sum(-1, keepdim=True)
-        if k < vocab_size:
-            whole_B1 = probability_BV.topk(k).values.sum(-1, keepdim=True)
-        for looked_at in sorted({min(k, FIRST_LOOK), k}):
-            likeliest = probability_BV.topk(looked_at).values
-            before = likeliest.double().cumsum(-1) - likeliest
-            is_kept = before < sampling.top_p * whole_B1
-            if looked_at == k or not is_kept[:, -1].any():
-                break
-        last = is_kept.sum(-1, keepdim=True) - 1
-        threshold_B1 = threshold_B1.maximum(likeliest.gather(-1, last))
+        # Ordering the whole vocabulary costs more than a small model, and a few tokens often do.
+        first, enough_B = _nucleus(probability_BV, sampling.top_p, k, min(k, FIRST_LOOK))
+        if not bool(enough_B.all()):
+            rows = (~enough_B).nonzero().squeeze(1)
+            first[rows] = _nucleus(probability_BV[rows], sampling.top_p, k, k)[0]
+        threshold_B1 = threshold_B1.maximum(first)
     elif k < vocab_size:
         threshold_B1 = threshold_B1.maximum(probability_BV.topk(k).values[:, -1:])
     return threshold_B1
+
+
+def _nucleus(
+    probability_BV: Tensor, top_p: float, k: int, looked_at: int
+) -> tuple[Tensor, Tensor]:
+    """Return the smallest probability that top-p keeps of the k likeliest tokens, (B, 1).
+
+    Only the `looked_at` likeliest are ordered; the second result, (B,), says where they are enough.
+    The k likeliest count as the whole, as if top-k had come first.
+    """
+    likeliest = probability_BV.topk(looked_at).values
+    whole_B1 = probability_BV.sum(-1, keepdim=True)
+    if k < probability_BV.shape[1]:
+        whole_B1 = probability_BV.topk(k).values.sum(-1, keepdim=True)
+    before = likeliest.double().cumsum(-1) - likeliest
+    is_kept = before < top_p * whole_B1
+    smallest = likeliest.gather(-1, is_kept.sum(-1, keepdim=True) - 1)
+    return smallest, ~is_kept[:, -1] | (looked_at == k)
 
 
 def draw_uniform(seed: int | None, count: int) -> Tensor:

@@ -81,6 +81,7 @@ class Engine:
             InterruptedRun: SIGINT or SIGTERM came; a checkpoint has been written.
             UserError: the run folder belongs to other settings, or cannot be written.
         """
+        torch.manual_seed(self.config.seed)
         state = self._resume()
         if self.config.compile == "on":
             self._compile()

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch._dynamo  # the optimizer would import it in every child
 
 from cygnet.config import ModelConfig, TrainConfig
 from cygnet.model.transformer import Transformer
@@ -19,7 +20,7 @@ from cygnet.stages.next_token import NextTokenStage
 from cygnet.text.shards import ShardReader
 from cygnet.train.engine import Engine
 
-STEPS = 60
+STEPS = 150
 
 
 def train(shards: Path, tokenizer_hash: str, run: Path) -> None:
