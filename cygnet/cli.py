@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None, verb: str | None = None) -> None:
             print(f"cygnet {__version__}")
             return
         verb, arguments = arguments[0], arguments[1:]
-    from cygnet.errors import UserError, nearest
+    from cygnet.errors import InterruptedRun, UserError, nearest
 
     try:
         if verb not in VERBS:
@@ -104,6 +104,8 @@ def main(arguments: list[str] | None = None, verb: str | None = None) -> None:
         _run(VERBS[verb], program.strip(), arguments)
     except UserError as error:
         _fail(str(error), 2)
+    except InterruptedRun as stop:
+        _fail(str(stop), 128 + stop.signal_number)
     except KeyboardInterrupt:
         _fail("stopped", 128 + signal.SIGINT)
     except BrokenPipeError:

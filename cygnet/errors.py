@@ -16,6 +16,18 @@ class UserError(Exception):
     """
 
 
+class InterruptedRun(Exception):
+    """The run was asked to stop; a checkpoint has been written.
+
+    Attributes:
+        signal_number: SIGINT or SIGTERM.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the allowed word most like `word`, or an empty string."""
     matches = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)

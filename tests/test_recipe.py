@@ -2,6 +2,10 @@
 
 import json
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -84,3 +88,33 @@ def test_two_runs_give_the_same_model(own_text: Path, tmp_path: Path) -> None:
     for name in ("data/train.jsonl.zst", "tokenizer/tokenizer.json", "model/model.safetensors",
                  "pairs/train.jsonl.zst", "dpo/eval.json"):  # fmt: skip
         assert one[name] == two[name], name
+
+
+def test_a_stopped_command_goes_on_and_ends_with_the_same_model(
+    own_text: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        sys.executable, "-m", "cygnet", "pretrain", "--data", str(own_text), "--steps", "150",
+        "--batch-tokens", "512", "--max-seq-len", "64", "--compile", "off", "--log-every", "1",
+        *SMALL[:14],
+    ]  # fmt: skip
+
+    def start(out: Path) -> "subprocess.Popen[str]":
+        command = [*arguments, "--out", str(out)]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0
+    stopped = start(tmp_path / "stopped")
+    metrics = tmp_path / "stopped/metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 3:
+        assert stopped.poll() is None
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGTERM)
+    _, said = stopped.communicate()
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert "the same command goes on from there" in said and "Traceback" not in said
+    again = start(tmp_path / "stopped")
+    assert again.wait() == 0
+    one, two = (contents(tmp_path / name) for name in ("whole", "stopped"))
+    assert one["model/model.safetensors"] == two["model/model.safetensors"]

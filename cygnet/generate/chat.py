@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ HELP = """\
 /quit             leave (also Ctrl-D)
 Ctrl-C stops an answer. A line that ends with \\ goes on in the next."""
 MIN_ROOM_TOKENS = 16
-"""An answer has at least this much of the context."""
+"""An answer has at least this much of the context; old turns make room for half of it."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ def chat(config: ChatConfig) -> None:
         if not text.strip():
             raise UserError("nothing to answer: give --prompt TEXT, or some text on standard input")
         for piece in conversation.answer(text.strip()):
-            print(piece, end="", flush=True)
+            print(printable(piece), end="", flush=True)
         print()
         return
     say(f"{config.model}: /help for commands, Ctrl-D to leave")
@@ -99,8 +101,9 @@ class Conversation:
     def answer(self, text: str) -> Iterator[str]:
         """Yield the answer piece by piece; afterwards it is part of the conversation.
 
-        What was said so far of an answer that is not taken to its end is kept too. Of a
-        conversation that outgrows the context, the oldest turns are left out, which is said.
+        Of an answer that is not taken to its end, what was said so far is kept, and nothing of the
+        turn if nothing was. Of a conversation that outgrows the context, the oldest turns are left
+        out, which is said.
 
         Raises:
             UserError: the message alone fills the context; the conversation stays as it was.
@@ -119,21 +122,25 @@ class Conversation:
                 said.append(piece)
                 yield piece
         finally:
-            self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
+            if said:
+                self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
 
     def _fitting(self, messages: list[dict[str, Any]]) -> tuple[list[int], int]:
         """Return the prompt's ids, and how many of the oldest messages were left out."""
         from cygnet.text.chat import encode_chat
 
+        context = self.generator.context
+        room = min(self.sampling.max_new_tokens, context // 2)
         system = [{"role": "system", "content": self.system}] if self.system else []
         for left_out in range(0, len(messages), 2):
             kept = [*system, *messages[left_out:]]
             ids = encode_chat(self.tokenizer, kept, add_generation_prompt=True).ids
-            if len(ids) + MIN_ROOM_TOKENS <= self.generator.context:
+            if len(ids) + room <= context:
                 return ids, left_out
+        if len(ids) + MIN_ROOM_TOKENS <= context:
+            return ids, left_out
         raise UserError(
-            f"that is {len(ids)} tokens, and the model's context holds {self.generator.context}; "
-            "say it shorter"
+            f"that is {len(ids)} tokens, and the model's context holds {context}; say it shorter"
         )
 
 
@@ -164,27 +171,30 @@ def _talk(conversation: Conversation, read: Callable[[], str | None]) -> None:
     while True:
         try:
             line = read()
-        except KeyboardInterrupt:
-            say("(Ctrl-D or /quit leaves)")
-            continue
-        if line is None or line.strip() == "/quit":
-            return
-        try:
+            if line is None or line.strip() == "/quit":
+                return
             if line.startswith("/"):
                 _command(conversation, line.strip())
             elif line.strip():
                 _print_answer(conversation, line.strip())
+        except KeyboardInterrupt:
+            say("(Ctrl-D or /quit leaves)")
         except UserError as error:
-            say(str(error))
+            say(f"{error} (arrow up brings the line back)")
 
 
 def _print_answer(conversation: Conversation, text: str) -> None:
     try:
         for piece in conversation.answer(text):
-            print(piece, end="", flush=True)
+            print(printable(piece), end="", flush=True)
     except KeyboardInterrupt:
         print(" …", end="")
     print("\n")
+
+
+def printable(text: str) -> str:
+    """Return text without control characters, which a model may write and a terminal obeys."""
+    return _CONTROL.sub("\ufffd", text) if sys.stdout.isatty() else text
 
 
 def _command(conversation: Conversation, line: str) -> None:

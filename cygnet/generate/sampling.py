@@ -114,9 +114,7 @@ def _threshold(probability_BV: Tensor, sampling: Sampling) -> Tensor:
     return threshold_B1
 
 
-def _nucleus(
-    probability_BV: Tensor, top_p: float, k: int, looked_at: int
-) -> tuple[Tensor, Tensor]:
+def _nucleus(probability_BV: Tensor, top_p: float, k: int, looked_at: int) -> tuple[Tensor, Tensor]:
     """Return the smallest probability that top-p keeps of the k likeliest tokens, (B, 1).
 
     Only the `looked_at` likeliest are ordered; the second result, (B,), says where they are enough.

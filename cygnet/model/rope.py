@@ -10,8 +10,9 @@ from torch import Tensor
 
 
 def rope_frequencies(head_dim: int, theta: float) -> Tensor:
-    """Return the inverse frequencies theta^(-2i/H), shape (H/2,), float32."""
-    return theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    """Return the inverse frequencies theta^(-2i/H), shape (H/2,), float32, on the CPU."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+    return theta**-exponents
 
 
 def rope_angles(positions_BT: Tensor, inverse_frequencies: Tensor) -> tuple[Tensor, Tensor]:

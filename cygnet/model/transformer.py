@@ -135,7 +135,9 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Not drawn here: `initialize` does, and a draw on the meta device loads torch's compiler.
+        embeddings = torch.zeros(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(embeddings, freeze=False)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -170,9 +172,8 @@ class Transformer(nn.Module):
         with torch.device("meta"):
             model = cls(config, compute_dtype)
         model.load_state_dict(weights, assign=True)
-        device = model.model.embed_tokens.weight.device
-        frequencies = rope_frequencies(config.head_size, config.rope_theta)
-        model.inverse_frequencies = nn.Buffer(frequencies.to(device), persistent=False)
+        frequencies = model.inverse_frequencies.to(model.output_weight.device)
+        model.inverse_frequencies = nn.Buffer(frequencies, persistent=False)
         return model
 
     @property

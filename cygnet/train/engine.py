@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from cygnet.config import TrainConfig, read_yaml
-from cygnet.errors import UserError
+from cygnet.errors import InterruptedRun, UserError
 from cygnet.model.transformer import Transformer
 from cygnet.progress import progress, say
 from cygnet.text.loader import Batch
 from cygnet.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from cygnet.train.guards import InterruptedRun, blame, check_batch, interruptible
+from cygnet.train.guards import blame, check_batch, interruptible
 from cygnet.train.hardware import find_hardware
 from cygnet.train.optim import build_optimizer
 from cygnet.train.planner import estimate_seconds, plan

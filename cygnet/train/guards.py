@@ -21,18 +21,6 @@ class DivergedError(UserError):
     """The loss or a gradient is not a finite number. Nothing was written after it."""
 
 
-class InterruptedRun(Exception):
-    """The run was asked to stop; a checkpoint has been written.
-
-    Attributes:
-        signal_number: SIGINT or SIGTERM.
-    """
-
-    def __init__(self, signal_number: int, message: str) -> None:
-        super().__init__(message)
-        self.signal_number = signal_number
-
-
 def check_batch(stage: Stage, batch: Batch, step: int, vocab_size: int) -> int:
     """Return the weight of a batch whose ids and labels can be trained on.
 

@@ -1,5 +1,7 @@
 """Decoding is exact, alone and in any batch (invariant 5), and text never breaks a character."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,7 +24,7 @@ def generator() -> Generator:
 
 def prompts(lengths: list[int]) -> list[list[int]]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(9, 300, (n,), generator=generator).tolist() for n in lengths]
+    return [torch.randint(9, 296, (n,), generator=generator).tolist() for n in lengths]
 
 
 def test_greedy_decoding_takes_the_likeliest_token_of_the_full_forward(
@@ -60,8 +62,10 @@ def test_the_contexts_end_stops_an_answer(generator: Generator) -> None:
     (prompt,) = prompts([500])
     (answer,) = generator.generate([prompt], Sampling(temperature=1.0, max_new_tokens=100))
     assert len(answer) <= generator.context - len(prompt)
-    with pytest.raises(UserError, match="context ends at 512"):
-        generator.generate(prompts([512]), GREEDY)
+    with pytest.raises(UserError, match=r"prompt 1 has 512 tokens.*context ends at 512"):
+        generator.generate(prompts([5, 512]), GREEDY)
+    with pytest.raises(UserError, match="prompt 0 is empty"):
+        generator.generate([[]], GREEDY)
 
 
 @given(st.text(max_size=40), st.lists(st.text(min_size=1, max_size=3), max_size=2))
@@ -97,9 +101,78 @@ def test_top_k_and_top_p_leave_the_likeliest() -> None:
     assert distribution(Sampling(top_p=1e-6, max_new_tokens=1)) <= {int(logits.argmax())}
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"temperature": -1}, {"top_p": 0}, {"top_p": 2}, {"max_new_tokens": 0}]
-)
-def test_sampling_out_of_range_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=next(iter(wrong))):
-        Sampling(**wrong)  # type: ignore[arg-type]
+def test_finished_rows_leave_the_batch_and_the_others_go_on(generator: Generator) -> None:
+    """Contexts that end at different steps, so that rows leave one after the other."""
+    asked = prompts([510, 505, 500, 480, 470, 40])
+    sampling = Sampling(temperature=0.9, repetition_penalty=1.3, max_new_tokens=44)
+    sizes: list[int] = []
+    forward = generator.model.forward
+
+    def noted(tokens: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        sizes.append(len(tokens))
+        return forward(tokens, **kwargs)  # type: ignore[arg-type]
+
+    generator._ends = set()
+    generator.model.forward = noted  # type: ignore[method-assign,assignment]
+    together = generator.generate(asked, sampling)
+    assert [len(answer) for answer in together] == [2, 7, 12, 32, 42, 44]
+    assert sizes[0] == 6 and sizes[-1] <= 2
+    for i, prompt in enumerate(asked):
+        assert generator.generate([prompt], sampling, seeds=[i]) == [together[i]]
+
+
+def test_bfloat16_answers_are_those_of_the_bfloat16_model() -> None:
+    model = random_model()
+    model.compute_dtype = torch.bfloat16
+    generator = Generator(model, TOKENIZER)
+    (prompt,) = prompts([20])
+    (answer,) = generator.generate([prompt], Sampling(temperature=0, max_new_tokens=8))
+    with torch.no_grad():
+        logits = model.logits(model(torch.tensor([prompt + answer])))[0, :, : TOKENIZER.vocab_size]
+    before = logits[len(prompt) - 1 : -1]
+    chosen = before.gather(1, torch.tensor(answer)[:, None]).squeeze(1)
+    assert (before.amax(1) - chosen).max() < 0.05  # as near the likeliest as rounding lets it be
+    assert model.model.embed_tokens.weight.dtype == torch.float32
+
+
+def test_a_stop_text_ends_an_answer(generator: Generator) -> None:
+    (prompt,) = prompts([12])
+    whole = generator.generate([prompt], Sampling(temperature=0.9, seed=4))[0]
+    text = TOKENIZER.decode(whole, skip_special=True)
+    found = re.search("[a-z]{2}", text[4:])
+    assert found
+    stop = found.group()
+    sampling = Sampling(temperature=0.9, seed=4, stop=(stop,))
+    (answer,) = generator.generate([prompt], sampling)
+    assert answer == whole[: len(answer)]
+    assert stop in TOKENIZER.decode(answer)
+    assert stop not in TOKENIZER.decode(answer[:-1])
+    assert "".join(text_stream(TOKENIZER, answer, [stop])) == text[: text.index(stop)]
+
+
+def test_ids_that_the_tokenizer_does_not_know_are_never_chosen() -> None:
+    model = random_model()
+    assert model.config.vocab_size > TOKENIZER.vocab_size
+    with torch.no_grad():
+        model.model.embed_tokens.weight[TOKENIZER.vocab_size :] *= 50
+    answers = Generator(model, TOKENIZER).generate(
+        prompts([5] * 8), Sampling(temperature=2.0, top_p=1.0, max_new_tokens=20)
+    )
+    assert max(map(max, answers)) < TOKENIZER.vocab_size
+
+
+def test_the_same_seed_gives_the_same_answer_and_another_seed_another(generator: Generator) -> None:
+    (prompt,) = prompts([12])
+    sampling = Sampling(temperature=1.0, max_new_tokens=20)
+    one, again, other = (generator.generate([prompt], sampling, seeds=[s])[0] for s in (1, 1, 2))
+    assert one == again != other
+
+
+def test_the_weights_of_the_moment_are_used(generator: Generator) -> None:
+    (prompt,) = prompts([12])
+    generator.model.compute_dtype = torch.bfloat16
+    before = generator.generate([prompt], GREEDY)
+    with torch.no_grad():
+        for parameter in generator.model.parameters():
+            parameter.copy_(parameter.flip(0))
+    assert generator.generate([prompt], GREEDY) != before

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from cygnet.config import ModelConfig, TrainConfig, read_yaml
-from cygnet.errors import UserError
+from cygnet.errors import InterruptedRun, UserError
 from cygnet.model.transformer import Transformer
 from cygnet.stages.next_token import NextTokenStage
 from cygnet.text.loader import Batch
 from cygnet.text.shards import ShardReader
 from cygnet.train.engine import Engine
-from cygnet.train.guards import DivergedError, InterruptedRun
+from cygnet.train.guards import DivergedError
 
 CONFIG = TrainConfig(
     steps=6, batch_tokens=256, max_seq_len=32, micro_batch=8, learning_rate=0.01,
