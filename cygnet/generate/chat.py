@@ -25,6 +25,11 @@ HELP = """\
 Ctrl-C stops an answer. A line that ends with \\ goes on in the next."""
 MIN_ROOM_TOKENS = 16
 """An answer has at least this much of the context; old turns make room for half of it."""
+_KINDS: dict[str, type] = {
+    "temperature": float, "top_p": float, "top_k": int, "min_p": float,
+    "repetition_penalty": float, "max_new_tokens": int, "seed": int,
+}  # fmt: skip
+"""What `/sampling` shows and changes."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -213,8 +218,7 @@ def _command(conversation: Conversation, line: str) -> None:
         print(f"(a new conversation; system prompt: {conversation.system or 'none'})")
     else:
         conversation.sampling = changed_sampling(conversation.sampling, rest.split())
-        shown = dataclasses.asdict(conversation.sampling).items()
-        print("  ".join(f"{key}={value}" for key, value in shown))
+        print("  ".join(f"{name}={getattr(conversation.sampling, name)}" for name in _KINDS))
 
 
 def changed_sampling(sampling: Sampling, assignments: list[str]) -> Sampling:
@@ -223,15 +227,13 @@ def changed_sampling(sampling: Sampling, assignments: list[str]) -> Sampling:
     Raises:
         UserError: an unknown name, or a value that is no number or out of its range.
     """
-    kinds = {"temperature": float, "top_p": float, "top_k": int, "min_p": float}
-    kinds |= {"repetition_penalty": float, "max_new_tokens": int, "seed": int}
     values: dict[str, Any] = {}
     for word in assignments:
         name, equals, value = word.partition("=")
-        if not equals or name not in kinds:
-            raise UserError(f"{word}: expected name=value with a name of {', '.join(kinds)}")
+        if not equals or name not in _KINDS:
+            raise UserError(f"{word}: expected name=value with a name of {', '.join(_KINDS)}")
         try:
-            values[name] = None if value == "none" else kinds[name](value)
+            values[name] = None if (name, value) == ("seed", "none") else _KINDS[name](value)
         except ValueError as error:
-            raise UserError(f"{name}: {value!r} is no {kinds[name].__name__}") from error
+            raise UserError(f"{name}: {value!r} is no {_KINDS[name].__name__}") from error
     return dataclasses.replace(sampling, **values)

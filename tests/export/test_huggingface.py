@@ -1,5 +1,6 @@
 """The exported folder is an ordinary Qwen3 to transformers (invariant 7)."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def test_transformers_gives_the_same_logits_and_ids(
 ) -> None:
     config = ModelConfig(
         vocab_size=320, hidden_size=64, num_layers=3, num_heads=4, num_kv_heads=2,
-        head_dim=head_dim, intermediate_size=96, rope_theta=12_345.0, tie_embeddings=tied,
+        head_dim=head_dim, intermediate_size=96, rope_theta=12_345.0, rms_norm_eps=0.01,
+        tie_embeddings=tied,
     )  # fmt: skip
     model = random_model(config)
     folder = save_folder(model, tokenizer, tmp_path / "model")
@@ -38,6 +40,8 @@ def test_transformers_gives_the_same_logits_and_ids(
         expected = theirs(tokens).logits
         found = model.logits(model(tokens))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == 12_345.0
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     plain = TEXT.replace("<|im_start|>", "")
     assert their_tokenizer(plain)["input_ids"] == tokenizer.encode(plain)

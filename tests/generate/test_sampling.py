@@ -43,16 +43,17 @@ def reference(logits: list[float], sampling: Sampling, draw: float, seen: set[in
     top_p=st.floats(0.05, 1),
     top_k=st.integers(0, 30),
     min_p=st.sampled_from([0.0, 0.05, 0.5]),
-    penalty=st.sampled_from([1.0, 0.8, 1.5]),
+    penalty=st.sampled_from([1.0, 0.5, 2.0]),
+    offset=st.sampled_from([-4, 0, 4]),
     first_look=st.integers(1, 40),
     seed=st.integers(0, 999),
 )
 def test_a_choice_is_the_references(
     rows: int, temperature: float, top_p: float, top_k: int, min_p: float, penalty: float,
-    first_look: int, seed: int,
+    offset: int, first_look: int, seed: int,
 ) -> None:  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn(rows, 24, generator=generator)
+    logits = 3 * torch.randn(rows, 24, generator=generator) + offset
     seen = torch.rand(rows, 24, generator=generator) < 0.3
     draws = torch.rand(rows, generator=generator, dtype=torch.float64)
     sampling = Sampling(
