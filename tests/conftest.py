@@ -1,5 +1,10 @@
 """What tests of several rooms share."""
 
+import os
+
+# The models are tiny, and where another program holds a core, two threads wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 from cygnet.model.transformer import Transformer

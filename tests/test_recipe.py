@@ -74,7 +74,7 @@ def test_the_whole_way_and_then_only_what_changed(
         assert f"{step}: up to date" in said, step
     assert contents(out) == first
 
-    run(own_text, out, "--sft.learning-rate", "0.002")
+    run(own_text, out, "--sft.learning-rate", "0.0123")
     said = capsys.readouterr().err
     assert "pretrain: up to date" in said
     assert "sft: made again, for learning_rate was" in said

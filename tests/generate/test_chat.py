@@ -70,18 +70,18 @@ def test_oldest_turns_make_room_and_that_is_said(
     conversation: Conversation, capsys: pytest.CaptureFixture[str]
 ) -> None:
     context = conversation.generator.context
-    conversation.sampling = Sampling(max_new_tokens=200, top_k=1)
+    conversation.sampling = Sampling(max_new_tokens=100, seed=1)
     conversation.system = "Be brief."
-    for number in range(12):
-        asked = {"role": "user", "content": f"{number} " + "lake " * 40}
+    for number in range(24):
+        asked = {"role": "user", "content": f"{number} " + "lake " * 10}
         prompt, _ = conversation._fitting([*conversation.messages, asked])
         assert len(prompt) <= context - conversation.sampling.max_new_tokens
         assert conversation.tokenizer.decode(prompt).startswith("<|im_start|>system\nBe brief.")
         "".join(conversation.answer(asked["content"]))
     assert "no longer fit the context" in capsys.readouterr().err
     assert conversation.messages[0]["role"] == "user"
-    assert 2 < len(conversation.messages) < 24
-    assert conversation.messages[-2]["content"].startswith("11 ")
+    assert 2 < len(conversation.messages) < 48
+    assert conversation.messages[-2]["content"].startswith("23 ")
 
 
 def test_a_message_longer_than_the_context_changes_nothing(conversation: Conversation) -> None:
@@ -97,6 +97,18 @@ def test_an_answer_cut_short_is_kept_as_far_as_it_went(conversation: Conversatio
     piece = next(answer)
     answer.close()
     assert conversation.messages[-1] == {"role": "assistant", "content": piece}
+
+
+def test_a_turn_stopped_before_its_answer_began_leaves_nothing(
+    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> Iterator[int]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversation.generator, "stream", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(conversation.answer("swan"))
+    assert conversation.messages == []
 
 
 def test_control_tokens_that_a_person_spells_are_text(conversation: Conversation) -> None:

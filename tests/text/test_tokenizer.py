@@ -3,7 +3,7 @@ import sys
 import unicodedata
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from cygnet.errors import UserError
@@ -106,6 +106,8 @@ def test_transformers_loads_the_folder_with_the_same_ids(tokenizer, tmp_path, mo
     @settings(deadline=None, max_examples=50)
     @given(st.one_of(st.text(), st.sampled_from(TEXTS)))
     def same(text):
+        # A control token spelt in a text is one to transformers, and ordinary text to us.
+        assume(not any(token in text for token in SPECIAL_TOKENS))
         ids = tokenizer.encode(text)
         assert theirs.encode(text, add_special_tokens=True) == ids
         assert theirs.decode(ids) == text

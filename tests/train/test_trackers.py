@@ -37,7 +37,17 @@ def log_steps(path: Path, resumed_at: int, steps: range) -> None:
 @given(
     reached=st.integers(1, 12),
     checkpoint=st.integers(0, 12),
-    half_line=st.sampled_from([b"", b'{"step": 13, "lo', b"\xff\xfe", b'{"step"', b"\n", b"[3]\n"]),
+    half_line=st.sampled_from(
+        [
+            b"",
+            b'{"step": 1, "loss": 1.0}',
+            b'{"step": 13, "lo',
+            b"\xff\xfe",
+            b'{"step"',
+            b"\n",
+            b"[3]\n",
+        ]
+    ),
 )
 def test_a_resumed_file_is_that_of_an_uninterrupted_run(
     tmp_path_factory, reached, checkpoint, half_line
