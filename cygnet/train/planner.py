@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SHARE = 0.8
 """Share of the free memory that a plan may take; the rest is for all else that runs."""
-HOLES = {"eager": 1.45, "compiled": 1.1}
+HOLES = {"eager": 1.45, "compiled": 1.0}
 """Peak of the process over the bytes that eager blocks keep; compiled blocks keep less."""
 RUNTIME_BYTES = 300 << 20
 """Libraries, threads and scratch space that the first steps bring in."""
@@ -281,7 +281,8 @@ def _activations(
     c = hardware.dtype.itemsize
     per_token = saved_bytes_per_token(model, seq_len, c, hardware.device.type)
     per_token *= HOLES["compiled" if train.compile == "on" else "eager"]
-    heldout = HELDOUT_ROWS * seq_len * per_token / model.num_layers
+    # Without gradients a layer's tensors go as the next ones come: half of them at a time.
+    heldout = HELDOUT_ROWS * seq_len * per_token / model.num_layers / 2
     casts = c * model.num_parameters if c < 4 else 0
     why = f"{tokens // seq_len} x {seq_len} tokens, {per_token / 1024:.0f} KiB each"
     if casts:
