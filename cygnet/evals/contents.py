@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cygnet.config import read_yaml
+from cygnet.config import ModelConfig, load_settings, read_yaml
 from cygnet.errors import UserError
 from cygnet.evals.result import DOMAIN_METRIC, OPENING, Sample, StageResult
 from cygnet.evals.verdict import METRICS, Verdict, judge, metric
@@ -153,11 +153,12 @@ def default_commands(run: Path) -> list[tuple[str, str]]:
 def headline_figures(contents: Contents) -> list[tuple[str, str]]:
     """Return (figure, what it is) for the top of the report."""
     figures = []
-    parameters = next(
-        (v.settings["parameters"] for v in contents.stages if "parameters" in v.settings), None
+    sizes = next(
+        (view.settings["model"] for view in contents.stages if "model" in view.settings), None
     )
-    if parameters:
-        figures.append((f"{parameters / 1e6:.2f} M", "parameters"))
+    if sizes:
+        model = load_settings(ModelConfig, sizes, f"{contents.run}: model")
+        figures.append((f"{model.num_parameters / 1e6:.2f} M", "parameters"))
     num_documents = contents.data.get("waterfall", {}).get("train", {}).get("documents")
     if num_documents:
         figures.append((f"{num_documents:,}", "documents read"))

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from cygnet.model.loss import CHUNK_POSITIONS, IGNORE, token_log_probs
+from cygnet.model.loss import IGNORE
 from cygnet.model.transformer import Transformer
 from cygnet.progress import progress
 from cygnet.text.chat import encode_chat, encode_chats
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 8192
 """Tokens, padding included, that go through the model at once."""
+CHUNK_POSITIONS = 128
+"""Positions whose logits are held at once: few enough to stay in the processor's cache."""
 Messages = Sequence[Any]
 
 
@@ -218,7 +221,7 @@ def _padded(sequences: Sequence[Scored]) -> tuple[Tensor, Tensor]:
 
 def _log_probs(model: Transformer, hidden_MD: Tensor, labels_M: Tensor) -> Tensor:
     parts = [
-        token_log_probs(model.logits(hidden), labels)
+        -F.cross_entropy(model.logits(hidden), labels, reduction="none")
         for hidden, labels in zip(
             hidden_MD.split(CHUNK_POSITIONS), labels_M.split(CHUNK_POSITIONS), strict=True
         )

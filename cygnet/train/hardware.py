@@ -249,10 +249,8 @@ def _cgroup_folders(controller: str, root: Path) -> Iterator[Path]:
             mount = mount / controllers if (mount / controllers).is_dir() else mount / controller
         elif (mount / "unified").is_dir():
             mount = mount / "unified"
+        # A container may show the path of the host: what is not there reads as no limit.
         inner = mount / path.lstrip("/")
-        # A container may show the path of the host, which is not there inside it.
-        while not inner.is_dir() and inner != mount and mount in inner.parents:
-            inner = inner.parent
         yield inner
         while inner != mount and mount in inner.parents:
             inner = inner.parent

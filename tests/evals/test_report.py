@@ -34,6 +34,7 @@ def make_stage(run: Path, name: str, share: float, answer: str = "an answer") ->
          "epoch_time": 3.0, "heldout_loss": 9.5 - s, "elapsed_s": 6.0 * s}
         for s in range(1, 6)
     ]  # fmt: skip
+    (run / name / "config.yaml").write_text("model:\n  hidden_size: 512\n")
     (run / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -110,6 +111,11 @@ def test_table_has_stages_down_and_compressors_beneath(run):
     assert names == ["", "pretrain", "sft", "xz -9", "zstd -19"]
     assert "2.500" in rows[3] and "2.750" in rows[4]
     assert "preference accuracy" in markdown.split("Not measured")[1].splitlines()[0]
+
+
+def test_sizes_stand_at_the_top(run):
+    text = read(write_report(run, ["pretrain", "sft"])).text
+    assert "25.83 M" in text and "1.0 min" in text
 
 
 def test_curves_of_each_stage(run):

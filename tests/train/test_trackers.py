@@ -30,7 +30,7 @@ def read(path: Path) -> list[dict]:
 def log_steps(path: Path, resumed_at: int, steps: range) -> None:
     tracker = JsonlTracker(path, resumed_at)
     for step in steps:
-        tracker.log({"loss": 1 / step}, step)
+        tracker.log({"loss": 1 / (step + 1)}, step)
     tracker.finish(0)
 
 
@@ -54,11 +54,13 @@ def test_a_resumed_file_is_that_of_an_uninterrupted_run(
 ):
     folder = tmp_path_factory.mktemp("run")
     checkpoint = min(checkpoint, reached)
-    log_steps(folder / "whole", 0, range(1, 16))
-    log_steps(folder / "killed", 0, range(1, reached + 1))
+    log_steps(folder / "whole", 0, range(16))
+    log_steps(folder / "killed", 0, range(reached + 1))
     with open(folder / "killed", "ab") as file:
         file.write(half_line)
-    log_steps(folder / "killed", checkpoint, range(checkpoint + 1, 16))
+    # Step 0 is logged before training, so only a run without a checkpoint logs it again.
+    first = checkpoint + 1 if checkpoint else 0
+    log_steps(folder / "killed", checkpoint, range(first, 16))
     assert (folder / "killed").read_bytes() == (folder / "whole").read_bytes()
 
 
