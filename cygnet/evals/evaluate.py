@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -26,7 +25,13 @@ from cygnet.evals.result import (
     Sample,
     StageResult,
 )
-from cygnet.text.forms import POEM_FORMS, is_poem_of_form, recipe_checks, repetition_rate
+from cygnet.text.forms import (
+    POEM_FORMS,
+    is_poem_of_form,
+    recipe_checks,
+    repetition_rate,
+    text_units,
+)
 
 if TYPE_CHECKING:
     from cygnet.model.transformer import Transformer
@@ -35,8 +40,6 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 OPENING_TOKENS = 24
 """Tokens of a held-out document that an `opening` sample has to go on from."""
-_UNIT = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+|[^\w\s]")
-"""A Han character, another word, or a mark, as in `cygnet.text.forms`."""
 
 
 def evaluate(
@@ -190,8 +193,7 @@ def distinct_shares(texts: Sequence[str]) -> list[Item]:
     An occurrence counts 1 / (occurrences in all texts), so that the ratio of the sums is
     `cygnet.text.forms.distinct_n(texts, 2)`, which is near zero when all answers are the same.
     """
-    units = [_UNIT.findall(text.lower()) for text in texts]
-    pairs = [list(pairwise(of_text)) for of_text in units]
+    pairs = [list(pairwise(text_units(text))) for text in texts]
     counts = Counter(pair for of_text in pairs for pair in of_text)
     return [(sum(1 / counts[pair] for pair in of_text), len(of_text)) for of_text in pairs]
 

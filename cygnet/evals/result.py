@@ -26,7 +26,7 @@ class EvalConfig:
 
     num_poems: int = 48
     """Held-out poem prompts that are answered, to check the form."""
-    num_recipes: int = 16
+    num_recipes: int = 40
     """Held-out recipe prompts that are answered, to check that the recipe is complete."""
     num_others: int = 4
     """Held-out prompts answered of each other kind, and openings gone on from in each domain."""

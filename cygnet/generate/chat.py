@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
+from cygnet.config import read_yaml
 from cygnet.errors import UserError, nearest, require
 from cygnet.generate.sampling import Sampling
 from cygnet.progress import say
@@ -43,20 +44,9 @@ class ChatConfig:
     """Answer this and stop."""
     system: str | None = None
     """System prompt."""
-    temperature: float = 0.7
-    """Divides the logits; 0 always takes the likeliest token."""
-    top_p: float = 0.9
-    """Sample among the likeliest tokens that hold this share of the probability."""
-    top_k: int = 0
-    """Sample among this many of the likeliest tokens; 0 takes all."""
-    min_p: float = 0.0
-    """Sample among tokens at least this times as likely as the likeliest."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens that occurred before become less likely."""
-    max_new_tokens: int = 512
-    """Longest answer in tokens."""
-    seed: int | None = None
-    """The same seed gives the same answers; none draws fresh ones."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(
+        temperature=0.7, top_p=0.9, seed=None
+    )
 
 
 def chat(config: ChatConfig) -> None:
@@ -65,9 +55,7 @@ def chat(config: ChatConfig) -> None:
     Raises:
         UserError: there is no model, or a setting is out of its range.
     """
-    fields = {field.name for field in dataclasses.fields(Sampling)}
-    values = {name: value for name, value in vars(config).items() if name in fields}
-    conversation = Conversation(config.model, Sampling(**values), config.system)
+    conversation = Conversation(config.model, config.sampling, config.system)
     if config.prompt is not None or not sys.stdin.isatty():
         text = config.prompt if config.prompt is not None else sys.stdin.read()
         if not text.strip():
@@ -77,7 +65,16 @@ def chat(config: ChatConfig) -> None:
         print()
         return
     say(f"{config.model}: /help for commands, Ctrl-D to leave")
+    if _only_pretrained(config.model):
+        say("this model was pretrained alone: it goes on from a text, and has not learnt to answer")
     _talk(conversation, _line_reader())
+
+
+def _only_pretrained(path: Path) -> bool:
+    from cygnet.export.huggingface import find_model
+
+    settings = find_model(path).parent / "config.yaml"
+    return settings.exists() and read_yaml(settings).get("stage") == "pretrain"
 
 
 class Conversation:

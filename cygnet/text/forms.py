@@ -116,6 +116,11 @@ def distinct_n(texts: Iterable[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
+def text_units(text: str) -> list[str]:
+    """Return the Han characters, other words (in lower case) and marks of a text, in order."""
+    return _UNIT.findall(text.lower())
+
+
 def _verse(text: str) -> str:
     first, _, rest = text.strip().partition("\n")
     return rest if first.lstrip().startswith("《") and rest else text
@@ -145,5 +150,5 @@ def _stem(word: str) -> str:
 
 
 def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    units = _UNIT.findall(text.lower())
+    units = text_units(text)
     return list(zip(*(units[i:] for i in range(n)), strict=False))

@@ -105,8 +105,9 @@ class Engine:
 
     def _resolve(self, config: TrainConfig, model: Transformer) -> TrainConfig:
         """Fill in what the settings leave to the machine and to the data."""
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        # torch counts the machine's cores, also where a container may use fewer.
+        allowed = min(torch.get_num_threads(), self.hardware.num_cores)
+        torch.set_num_threads(config.threads or allowed)
         steps = config.steps
         if config.tokens is not None:
             steps = math.ceil(config.tokens / (config.rows_per_batch * config.max_seq_len))

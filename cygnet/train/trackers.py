@@ -239,7 +239,10 @@ class TensorBoardTracker:
             purge = step + 1 if step else None
             self._writer = SummaryWriter(str(folder), purge_step=purge)
         except ImportError:
-            say("tensorboard is not installed: pip install tensorboard; training goes on without")
+            say(
+                "tensorboard is not installed: pip install 'cygnet[tensorboard]'; "
+                "training goes on without it"
+            )
         except OSError as error:
             self._drop(error)
 
