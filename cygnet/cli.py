@@ -63,7 +63,7 @@ VERBS = {
     "eval": Verb(
         "measure a model on held-out text, instructions and pairs",
         "cygnet.recipe", "EvalCommand", "eval_command",
-        ("cygnet eval runs/demo", "cygnet eval runs/demo/sft --num-poems 200"),
+        ("cygnet eval runs/demo", "cygnet eval runs/demo --num-poems 200"),
     ),
     "chat": Verb(
         "talk to a model in the terminal",

@@ -20,7 +20,10 @@ import yaml
 from cygnet.errors import UserError, nearest
 
 Settings = TypeVar("Settings")
-PRESET_FOLDER = Path(__file__).parent.parent / "configs"
+PRESETS = (Path(__file__).parent / "configs").resolve()
+"""The folder of the preset files; in a checkout a link to the one at its root."""
+LENGTHS = ("steps", "tokens", "epochs", "minutes")
+"""Ways of saying how long a stage trains; at most one is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,13 +184,9 @@ class TrainConfig:
     """Where metrics go besides metrics.jsonl. `--use_wandb` is `--tracker wandb`."""
 
     def __post_init__(self) -> None:
-        horizons = ("epochs", "steps", "tokens", "minutes")
-        given = [name for name in horizons if getattr(self, name) is not None]
+        given = [name for name in LENGTHS if getattr(self, name) is not None]
         if len(given) > 1:
-            raise UserError(
-                f"{' and '.join(given)} are both set: give one length for the run, and `None` for "
-                f"what a preset sets (--{given[-1]} None)"
-            )
+            raise UserError(f"{' and '.join(given)} are both set: give one length for the run")
         positive: tuple[str, ...] = (
             "batch_tokens",
             "max_seq_len",
@@ -218,13 +217,17 @@ class TrainConfig:
         return self.batch_tokens // self.max_seq_len
 
 
-def load_settings(kind: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
+def load_settings(
+    kind: type[Settings], values: Mapping[str, Any], where: str, default: Settings | None = None
+) -> Settings:
     """Build a settings dataclass from a mapping, nested ones too.
 
     Args:
         kind: the dataclass.
-        values: its fields; left-out ones keep their defaults.
+        values: its fields.
         where: file and section, named in errors.
+        default: gives the fields that are left out; none takes the defaults of the class. A
+            length in `values` (steps, tokens, epochs, minutes) takes the place of its length.
 
     Raises:
         UserError: an unknown key (the nearest allowed one is named) or a value of the wrong type.
@@ -232,17 +235,24 @@ def load_settings(kind: type[Settings], values: Mapping[str, Any], where: str) -
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: expected `key: value` lines, found {values!r}")
     hints = typing.get_type_hints(kind)
-    arguments = {}
+    arguments = {} if default is None else dict(vars(default))
+    if any(values.get(name) is not None for name in LENGTHS):
+        arguments = {name: value for name, value in arguments.items() if name not in LENGTHS}
+    own = {field.name: field.default for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key, value in values.items():
         if key not in hints:
             raise UserError(f"{where}: unknown key {key!r}{nearest(str(key), hints)}")
-        arguments[key] = _convert(hints[key], value, f"{where}.{key}")
+        before = arguments.get(key, own.get(key))
+        arguments[key] = _convert(hints[key], value, f"{where}.{key}", before)
     return kind(**arguments)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: Any, value: Any, where: str, default: Any = None) -> Any:
+    if typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
     if dataclasses.is_dataclass(hint):
-        return load_settings(hint, value, where)  # type: ignore[arg-type]
+        start = default if isinstance(default, hint) else None  # type: ignore[arg-type]
+        return load_settings(hint, value, where, start)  # type: ignore[arg-type]
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in options:

@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 
 import tyro
 
-from cygnet.config import load_settings, read_yaml
+from cygnet.config import LENGTHS, PRESETS, TrainConfig, load_settings, read_yaml
 from cygnet.errors import UserError, nearest
 
 Command = TypeVar("Command")
-PRESETS = Path(__file__).parent.parent / "configs"
 
 
 def parse(
@@ -34,13 +33,16 @@ def parse(
         SystemExit: after `--help`, or for a flag that does not exist (the nearest is shown).
     """
     rest, files = _take_files(list(arguments), command)
-    values: dict[str, Any] = {}
+    default = None
+    is_recipe, is_preset = hasattr(command, "default_preset"), [_is_preset(f) for f in files]
+    if is_recipe and not any(is_preset[:1]):
+        preset = _preset(vars(command)["default_preset"])
+        values = {**read_yaml(preset), **vars(command)["unlike_preset"]}
+        default = load_settings(command, values, str(preset))
     for file in files:
-        values |= read_yaml(file)
-    if not files and (preset := getattr(command, "default_preset", None)):
-        files = [_preset(preset)]
-        values = {**read_yaml(files[0]), **vars(command)["unlike_preset"]}
-    default = _default(command, values, files)
+        default = _over(default, command, file)
+    if "reads_yaml" in vars(command):
+        default = _with_room_for_length(default or command(), rest, is_recipe)
     description = "\n".join([summary, "", "Examples:", *(f"  {line}" for line in examples)])
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(command, args=rest, prog=program, description=description, **kwargs)
@@ -66,6 +68,10 @@ def _take_files(arguments: list[str], command: type[Any]) -> tuple[list[str], li
     return rest, files
 
 
+def _is_preset(file: Path) -> bool:
+    return file.resolve().parent == PRESETS
+
+
 def _preset(name: str) -> Path:
     path = PRESETS / f"{name}.yaml"
     if not path.exists():
@@ -74,11 +80,27 @@ def _preset(name: str) -> Path:
     return path
 
 
-def _default(command: type[Command], values: dict[str, Any], files: list[Path]) -> Command | None:
-    if not files:
-        return None
-    # A preset of a whole recipe also serves a single command: what concerns it is taken.
-    known = {field.name for field in dataclasses.fields(command)}  # type: ignore[arg-type]
-    if PRESETS in [file.parent for file in files]:
+def _with_room_for_length(default: Command, arguments: list[str], is_recipe: bool) -> Command:
+    """Take away the length that a default gives a stage where a flag gives it another."""
+    for argument in arguments:
+        name = argument.partition("=")[0].lstrip("-").replace("-", "_")
+        section, _, length = name.rpartition(".")
+        if length not in LENGTHS or not argument.startswith("--"):
+            continue
+        for stage, train in list(vars(default).items()):
+            if isinstance(train, TrainConfig) and section == (stage if is_recipe else ""):
+                without = dataclasses.replace(train, **dict.fromkeys(LENGTHS))
+                default = dataclasses.replace(default, **{stage: without})  # type: ignore[type-var]
+    return default
+
+
+def _over(default: Command | None, command: type[Command], file: Path) -> Command:
+    """Return the settings that a file gives over those before it."""
+    values = read_yaml(file)
+    is_recipe = hasattr(command, "default_preset")
+    if _is_preset(file) and not is_recipe:
+        # A preset of a whole recipe serves a single command: its sizes and training are taken.
+        fields = dataclasses.fields(command)  # type: ignore[arg-type]
+        known = {field.name for field in fields} - {"out", "data"}
         values = {key: value for key, value in values.items() if key in known}
-    return load_settings(command, values, " + ".join(map(str, files)))
+    return load_settings(command, values, str(file), default)

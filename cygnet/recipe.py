@@ -27,16 +27,19 @@ from cygnet.evals.result import EvalConfig
 from cygnet.export.huggingface import find_model, load_folder
 from cygnet.files import folder_atomic, read_json, read_jsonl, sha256_file, write_atomic, write_json
 from cygnet.generate.engine import Generator
+from cygnet.model.transformer import Transformer
 from cygnet.progress import say
 from cygnet.stages.dpo import DpoConfig, dpo
-from cygnet.stages.pairs import PairConfig, build_pairs, take_pairs
+from cygnet.stages.pairs import NoPairsError, PairConfig, build_pairs, take_pairs
 from cygnet.stages.pretrain import pretrain
 from cygnet.stages.sft import sft
-from cygnet.text.tokenizer import make_tokenizer
+from cygnet.text.tokenizer import Tokenizer, make_tokenizer
 from cygnet.train.hardware import find_hardware
 from cygnet.train.planner import describe_plan
+from cygnet.train.run_folder import keep_aside
 
 STAGES = ("pretrain", "sft", "dpo")
+EVAL_INPUTS, EVAL_RESULT = "eval_inputs.json", "eval.json"
 From = Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN_OR_MODEL")]
 Train = Annotated[TrainConfig, tyro.conf.arg(name="")]
 
@@ -75,14 +78,21 @@ def run_command(config: RunCommand) -> None:
     )  # fmt: skip
     instructions = make_instructions(data, run / "instructions", config.instructions)
     tuned = sft(instructions, base, run / "shards" / "sft", run / "sft", config.sft, renew=True)
-    pairs = make_pairs(instructions, tuned, run / "pairs", config.pairs, config.sft)
-    aligned = dpo(
-        pairs, tuned, run / "shards" / "dpo", run / "dpo",
-        config.dpo, config.preference, renew=True,
-    )  # fmt: skip
+    last = tuned
+    try:
+        pairs = make_pairs(instructions, tuned, run / "pairs", config.pairs, config.sft)
+    except NoPairsError as error:
+        say(f"dpo: left out. {error}")
+        if (run / "dpo" / "config.yaml").exists():
+            keep_aside(run / "dpo")
+    else:
+        last = dpo(
+            pairs, tuned, run / "shards" / "dpo", run / "dpo",
+            config.dpo, config.preference, renew=True,
+        )  # fmt: skip
     evaluate_stages(run, config.eval, config.sft)
     with folder_atomic(run / "model") as folder:
-        shutil.copytree(aligned, folder, dirs_exist_ok=True)
+        shutil.copytree(last, folder, dirs_exist_ok=True)
     report = write_report(run, STAGES)
     say(
         f"\nDone. All of it is in {run}:\n"
@@ -131,7 +141,7 @@ def make_pairs(
         "settings": _plain(config),
     }
     if not _up_to_date("pairs", out, inputs):
-        model, tokenizer = load_folder(start, find_hardware(train).dtype)
+        model, tokenizer = _load_on_device(start, train)
         build_pairs(instructions, Generator(model, tokenizer), out, config)
         _record(out, inputs)
     return out
@@ -145,7 +155,10 @@ def evaluate_stages(run: Path, config: EvalConfig, train: TrainConfig) -> None:
         if (run / name / HELDOUT).exists()
     }
     if "data" not in heldout:
-        raise UserError(f"{run}: no {HELDOUT} in its data/; evaluate the folder of a whole run")
+        raise UserError(
+            f"{run}: no {HELDOUT} in its data/; give the folder of a whole run (cygnet run), or "
+            "the --out of a cygnet pretrain, sft or dpo that made its own data"
+        )
     hashes = {name: sha256_file(path) for name, path in heldout.items()}
     rows = {name: list(read_jsonl(path)) for name, path in heldout.items()}
     for stage in STAGES:
@@ -157,9 +170,9 @@ def evaluate_stages(run: Path, config: EvalConfig, train: TrainConfig) -> None:
             "model": sha256_file(folder / "model.safetensors"),
             "settings": _plain(config),
         }
-        if _up_to_date(f"evaluation of {stage}", run / stage, inputs, "eval_inputs.json"):
+        if _up_to_date(f"evaluation of {stage}", run / stage, inputs, EVAL_INPUTS):
             continue
-        model, tokenizer = load_folder(folder, find_hardware(train).dtype)
+        model, tokenizer = _load_on_device(folder, train)
         say(f"evaluation of {stage}")
         result = evaluate(
             model,
@@ -169,15 +182,21 @@ def evaluate_stages(run: Path, config: EvalConfig, train: TrainConfig) -> None:
             rows.get("pairs", []),
             config,
         )
-        result.save(run / stage / "eval.json")
-        _record(run / stage, inputs, "eval_inputs.json")
+        result.save(run / stage / EVAL_RESULT)
+        _record(run / stage, inputs, EVAL_INPUTS)
+
+
+def _load_on_device(folder: Path, train: TrainConfig) -> tuple[Transformer, Tokenizer]:
+    hardware = find_hardware(train)
+    model, tokenizer = load_folder(folder, hardware.dtype)
+    return model.to(hardware.device), tokenizer
 
 
 def _up_to_date(step: str, folder: Path, inputs: dict[str, Any], name: str = "inputs.json") -> bool:
     """Compare what a step's folder was made from with what it would be made from now."""
     inputs = {**json.loads(json.dumps(inputs)), "version": __version__}
     recorded = read_json(folder / name)
-    if not recorded:
+    if not recorded or (name == EVAL_INPUTS and not (folder / EVAL_RESULT).exists()):
         return False
     changed = [key for key in inputs if recorded.get(key) != inputs[key]]
     if changed:
@@ -308,7 +327,7 @@ class DpoCommand:
     """The run folder."""
     instructions: InstructionConfig = InstructionConfig()
     pairs: PairConfig = PairConfig()
-    preference: DpoConfig = DpoConfig()
+    preference: Annotated[DpoConfig, tyro.conf.arg(name="")] = DpoConfig()
     dpo: Train = TrainConfig(epochs=1, learning_rate=2e-4)
 
 

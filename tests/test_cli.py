@@ -1,5 +1,7 @@
 """The command line as a person meets it."""
 
+import importlib
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cygnet import cli
+from cygnet.flags import parse
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,6 +44,14 @@ def test_every_command_explains_itself_with_examples(
     assert "Examples:" in shown and cli.VERBS[verb].examples[0][:30] in shown
 
 
+@pytest.mark.parametrize("line", [line for verb in cli.VERBS.values() for line in verb.examples])
+def test_every_example_of_the_help_is_understood(line: str) -> None:
+    name, *arguments = shlex.split(line.rpartition("| ")[2])[1:]
+    verb = cli.VERBS[name]
+    command = getattr(importlib.import_module(verb.module), verb.settings)
+    assert isinstance(parse(command, arguments, name, verb.help, verb.examples), command)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -49,7 +60,7 @@ def test_every_command_explains_itself_with_examples(
         (["sft"], "needs a model to start from"),
         (["sft", "--from", "tests"], "tests: holds no model"),
         (["plan", "--model.num-heads", "7"], "model.num_heads 7 is not a multiple"),
-        (["pretrain", "--steps", "3", "--epochs", "1"], "epochs and steps are both set"),
+        (["pretrain", "--steps", "3", "--epochs", "1"], "steps and epochs are both set"),
         (["chat", "nowhere"], "nowhere"),
         (["data", "--data", "nowhere.txt"], "nowhere.txt"),
         (["pretrain", "--config", "nowhere.yaml"], "nowhere.yaml"),

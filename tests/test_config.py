@@ -1,7 +1,9 @@
 """Settings: every mistake has a clear line, and what is written is read back the same."""
 
 import dataclasses
+import importlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cygnet import cli
 from cygnet.config import (
-    PRESET_FOLDER,
+    PRESETS,
     ModelConfig,
     TrainConfig,
     as_yaml,
@@ -19,9 +22,10 @@ from cygnet.config import (
     read_yaml,
 )
 from cygnet.errors import UserError
+from cygnet.flags import parse
 from cygnet.model.transformer import Transformer
 
-PRESETS = {"26m": 25_830_912, "64m": 63_500_000, "104m": 104_000_000, "250m": 248_800_000}
+SIZES = {"26m": 25_830_912, "64m": 63_500_000, "104m": 104_000_000, "250m": 248_800_000}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,17 +184,17 @@ def test_the_parameter_count_is_that_of_the_real_model(config):
     assert sum(p.numel() for p in model.parameters()) == config.num_parameters
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", sorted(SIZES))
 def test_presets_have_the_size_that_their_name_says(name):
-    values = read_yaml(PRESET_FOLDER / f"{name}.yaml")
+    values = read_yaml(PRESETS / f"{name}.yaml")
     config = load_settings(ModelConfig, values["model"], name)
-    assert config.num_parameters == pytest.approx(PRESETS[name], rel=1e-3)
+    assert config.num_parameters == pytest.approx(SIZES[name], rel=1e-3)
     if name == "26m":
         assert config == ModelConfig()
-        assert config.num_parameters == PRESETS[name]
+        assert config.num_parameters == SIZES[name]
 
 
-@pytest.mark.parametrize("path", sorted(PRESET_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_preset_is_a_whole_recipe(path):
     from cygnet.recipe import RunCommand
 
@@ -218,3 +222,40 @@ def test_a_file_that_is_no_mapping_or_no_yaml_names_file_and_line(tmp_path):
         read_yaml(tmp_path / "none.yaml")
     path.write_text("# nothing\n")
     assert read_yaml(path) == {}
+
+
+def parsed(*arguments: str, verb: str = "dpo") -> Any:
+    entry = cli.VERBS[verb]
+    command = getattr(importlib.import_module(entry.module), entry.settings)
+    return parse(command, arguments, verb, entry.help, entry.examples)
+
+
+def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("dpo: {steps: 50}\n")
+    assert parsed("--config", str(mine)).dpo == replace(parsed().dpo, epochs=None, steps=50)
+    both = parsed("--preset", "104m", "--config", str(mine)).dpo
+    assert both == replace(parsed("--preset", "104m").dpo, epochs=None, steps=50)
+    whole = parsed(str(mine), verb="run")
+    demo = parsed(verb="run")
+    assert whole.sft == demo.sft and whole.model == demo.model
+    assert whole.dpo == replace(demo.dpo, epochs=None, steps=50)
+
+
+def test_a_length_on_the_command_line_takes_the_place_of_another():
+    assert parsed("--steps", "5").dpo.steps == 5
+    train = parsed("--preset", "demo", "--epochs", "2", verb="pretrain").pretrain
+    assert (train.epochs, train.minutes) == (2, None)
+    whole = parsed("--pretrain.steps", "7", verb="run")
+    assert (whole.pretrain.steps, whole.pretrain.minutes) == (7, None)
+
+
+def test_a_preset_gives_a_single_command_no_folder():
+    assert str(parsed("--preset", "demo", verb="pretrain").out) == "runs/pretrain"
+
+
+def test_a_misspelt_section_of_a_file_is_named_beside_a_preset_too(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("dpoo: {steps: 50}\n")
+    with pytest.raises(UserError, match="dpoo"):
+        parsed("--preset", "104m", "--config", str(mine))

@@ -32,6 +32,11 @@ def own_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for _ in range(60)
     ]
+    # A question without an answer, and one longer than the context: each costs itself alone.
+    turns[:2] = [
+        {"messages": [*turns[0]["messages"], {"role": "user", "content": "And then?"}]},
+        {"messages": [{"role": "user", "content": "rain " * 900}, turns[1]["messages"][1]]},
+    ]
     lines = [json.dumps(row) for row in turns]
     (folder / "chats.jsonl").write_text("\n".join([*lines, "{broken"]))
     return folder
@@ -79,6 +84,19 @@ def test_the_whole_way_and_then_only_what_changed(
     assert "pretrain: up to date" in said
     assert "sft: made again, for learning_rate was" in said
     assert (out / "sft.old-1/model/model.safetensors").exists()
+
+
+def test_titled_texts_go_the_whole_way(tmp_path: Path) -> None:
+    chooser = random.Random(5)
+    rows = []
+    for number in range(60):
+        title = f"{chooser.choice(WORDS)} {number}".capitalize()
+        text = ". ".join(" ".join(chooser.choices(WORDS, k=12)).capitalize() for _ in range(6))
+        rows.append({"title": f"{title} \ud83d", "text": f"{title} is a thing. {text}."})
+    data = tmp_path / "articles.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    run(data, tmp_path / "run")
+    assert (tmp_path / "run/report.html").exists()
 
 
 def test_two_runs_give_the_same_model(own_text: Path, tmp_path: Path) -> None:

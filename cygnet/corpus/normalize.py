@@ -20,7 +20,7 @@ _REMOVED = dict.fromkeys(
 _NEWLINES = {0x0B: "\n", 0x0C: "\n", 0x0D: "\n", 0x85: "\n", 0x2028: "\n", 0x2029: "\n"}
 _CONTROL = {**_REMOVED, **_NEWLINES}
 _TO_MEND = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufff9-\ufffb\ud800-\udfff]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 _TRAILING = re.compile(r"[ \t\u3000]+$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{4,}")
 
@@ -49,7 +49,7 @@ def _normalize_once(text: str) -> str:
     if not text.isascii():
         if _is_garbled(text):
             text = require("ftfy", "data").fix_encoding(text)
-        text = _SURROGATE.sub("\ufffd", text)
+        text = SURROGATE.sub("\ufffd", text)
     if _TO_MEND.search(text):
         text = text.translate(_CONTROL)
     if not unicodedata.is_normalized("NFC", text):

@@ -7,12 +7,14 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from cygnet.corpus.decode import MAX_LINE_CHARS, TextStream, cut
 from cygnet.corpus.document import Document, document_id
 from cygnet.corpus.find import COMPRESSED, InputFile, find_files
+from cygnet.corpus.normalize import SURROGATE
 from cygnet.corpus.problems import Problems
 from cygnet.errors import UserError, nearest
 
@@ -118,7 +120,9 @@ class _Rows:
     def __init__(
         self, file: InputFile, problems: Problems, max_chars: int, text_field: str
     ) -> None:
-        self._file, self._problems = file, problems
+        # A name that is no UTF-8 cannot be written down as it is.
+        source, domain = (SURROGATE.sub("\ufffd", name) for name in (file.source, file.domain))
+        self._file, self._problems = replace(file, source=source, domain=domain), problems
         self._max_chars, self._text_field = max_chars, text_field
         self._num_without_text = self._num_good = 0
         self._seen_fields: dict[str, None] = {}
@@ -207,7 +211,7 @@ def conversation(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     if messages is None:
         return None
     validate(messages)
-    return [dict(message) for message in messages]
+    return _as_json([dict(message) for message in messages])
 
 
 def transcript(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -219,8 +223,12 @@ def transcript(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _json_fields(row: Mapping[str, Any], without: Iterable[str]) -> dict[str, Any]:
-    fields = {str(name): value for name, value in row.items() if name not in without}
-    return json.loads(json.dumps(fields, default=str, ensure_ascii=False))
+    return _as_json({str(name): value for name, value in row.items() if name not in without})
+
+
+def _as_json(value: Any) -> Any:
+    """Return a value as JSON in UTF-8 can hold it; half a character becomes U+FFFD."""
+    return json.loads(SURROGATE.sub("\ufffd", json.dumps(value, default=str, ensure_ascii=False)))
 
 
 def _short(value: Any) -> str:

@@ -161,7 +161,7 @@ def headline_figures(contents: Contents) -> list[tuple[str, str]]:
         figures.append((f"{model.num_parameters / 1e6:.2f} M", "parameters"))
     num_documents = contents.data.get("waterfall", {}).get("train", {}).get("documents")
     if num_documents:
-        figures.append((f"{num_documents:,}", "documents read"))
+        figures.append((f"{num_documents:,}", "documents learnt from"))
     tokens = sum(view.last("tokens") or 0 for view in contents.stages)
     if tokens:
         figures.append((f"{tokens / 1e6:.1f} M", "tokens of training"))

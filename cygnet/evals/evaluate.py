@@ -129,6 +129,8 @@ def _measure_pairs(
     ordered = _in_hash_order(rows, "prompt", "chosen", "rejected")[: measured.config.max_pairs]
     pairs = [(row["prompt"], row["chosen"], row["rejected"]) for row in ordered]
     scores = preference(model, tokenizer, pairs)
+    # Of a pair whose prompt fills the context, nothing is left to compare.
+    scores = [s for s in scores if s.chosen.num_tokens and s.rejected.num_tokens]
     measured.add("preference_accuracy", [(float(s.margin > 0), 1) for s in scores], pairs)
     measured.add("preference_margin", [(s.margin, 1) for s in scores], pairs)
 
@@ -166,7 +168,7 @@ def answer(
     from cygnet.generate.sampling import Sampling
 
     asked = [
-        *_instruction_prompts(tokenizer, instructions, config),
+        *_instruction_prompts(tokenizer, instructions, config, model.config.max_position),
         *_openings(tokenizer, documents, config),
     ]
     sampling = Sampling(
@@ -199,7 +201,7 @@ def distinct_shares(texts: Sequence[str]) -> list[Item]:
 
 
 def _instruction_prompts(
-    tokenizer: Tokenizer, rows: Sequence[Row], config: EvalConfig
+    tokenizer: Tokenizer, rows: Sequence[Row], config: EvalConfig, context: int
 ) -> list[tuple[list[int], Sample]]:
     from cygnet.text.chat import encode_chat
 
@@ -215,8 +217,12 @@ def _instruction_prompts(
             continue
         if kind == POEM and form not in POEM_FORMS:
             continue
+        ids = encode_chat(
+            tokenizer, messages, tools=row.get("tools") or None, add_generation_prompt=True
+        ).ids
+        if len(ids) >= context:
+            continue
         taken[kind] += 1
-        ids = encode_chat(tokenizer, messages, add_generation_prompt=True).ids
         question = messages[-1].get("content") or ""
         prompts.append((ids, Sample(kind, question, "", reference, form)))
     return prompts

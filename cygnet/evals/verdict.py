@@ -16,6 +16,10 @@ from cygnet.evals.result import DOMAIN_METRIC, StageResult
 
 Outcome = Literal["improved", "partly", "not", "unknown"]
 NEAR_TOP = 0.95
+MIN_ITEMS = 8
+"""Of fewer documents or answers, no interval says anything."""
+MIN_YARDSTICK_BYTES = 4000
+"""A compressor's headers make up too much of a shorter text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +193,10 @@ def _against_compressors(result: StageResult) -> tuple[Finding, ...]:
         if yardstick is None:
             findings.append(Finding(name, "unknown", f"{figure}; nothing to compare with"))
             continue
+        if yardstick["num_bytes"] < MIN_YARDSTICK_BYTES:
+            text = f"{figure}; too little held-out text to compare with a compressor"
+            findings.append(Finding(name, "unknown", text))
+            continue
         xz = yardstick["xz"]
         share = f"{found.value / xz:.2f} of the {xz:.2f} that xz -9 needs"
         if found.high < xz:
@@ -216,6 +224,8 @@ def _against_before(
         return Finding(name, "unknown", f"{figure}; no earlier stage to compare with")
     figure = f"{shown.label}: {shown.show(earlier.value)} after {before[0]}, now "
     figure += shown.show_estimate(now)
+    if min(now.count, earlier.count) < MIN_ITEMS:
+        return Finding(name, "unknown", f"{figure}: measured on {now.count}, too few to tell")
     change = _change(name, result, before[1])
     if change > 0:
         return Finding(name, "improved", f"{figure}: improved")

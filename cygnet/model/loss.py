@@ -53,7 +53,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.mm(logit_gradient, weight, out=hidden_gradient[rows])
             weight_gradient += logit_gradient.T @ hidden_MD[rows]
         ctx.save_for_backward(hidden_gradient, weight_gradient)
-        ctx.weight_dtype = weight_VD.dtype
         return total
 
     @staticmethod

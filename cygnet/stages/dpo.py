@@ -53,7 +53,7 @@ class DpoConfig:
     """How strongly the model is held to the reference: larger holds it closer."""
     label_smoothing: float = 0.0
     """Share of pairs whose preference may be wrong (cDPO, Mitchell 2023)."""
-    sft_weight: float = 0.2
+    sft_weight: float = 1.0
     """Weight of the chosen answers' own loss per token beside the preference (RPO, Pang et al.
     2024), which keeps them from becoming unlikely together with the rejected ones."""
 

@@ -35,6 +35,10 @@ _STEPS = re.compile(r"(?m)^(## Steps\n)((?:\d+\. .*\n?)+)")
 _INGREDIENTS = re.compile(r"(?m)^(## Ingredients\n)((?:- .*\n?)+)")
 
 
+class NoPairsError(UserError):
+    """The instructions give no preference pair to train on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairConfig:
     """How many pairs are made, and how the model is sampled for them.
@@ -53,7 +57,7 @@ class PairConfig:
     """Requests to continue a person's own text that are answered, for training."""
     heldout_share: float = 0.25
     """Held-out pairs are made from so many times the prompts of training."""
-    temperature: float = 1.0
+    temperature: float = 0.8
     """Of the answers."""
     max_new_tokens: int = 160
     """Longest answer."""
@@ -77,7 +81,7 @@ def build_pairs(
     held-out instructions. Returns how many pairs of each kind there are in each file.
 
     Raises:
-        UserError: no pair could be made for training.
+        NoPairsError: no pair could be made for training.
     """
     counts = {}
     with folder_atomic(out) as folder:
@@ -93,9 +97,9 @@ def build_pairs(
                 for pair in pairs:
                     writer.write(pair)
         if not counts[TRAIN]:
-            raise UserError(
+            raise NoPairsError(
                 f"{instructions}: no preference pair could be made from these instructions; raise "
-                "pairs.num_poem_prompts or pairs.num_own_prompts, or leave out this stage"
+                "pairs.num_poem_prompts, pairs.num_recipe_pairs or pairs.num_own_prompts"
             )
         write_json(folder / "manifest.json", {"counts": counts})
     told = "; ".join(f"{count} {why}" for why, count in sorted(counts[TRAIN].items()))
@@ -142,6 +146,8 @@ def read_pairs(path: Path) -> list[Row]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         where = f"{path}:{number}"
         try:
             row = json.loads(line)
@@ -155,7 +161,7 @@ def read_pairs(path: Path) -> list[Row]:
         for name in ("chosen", "rejected"):
             try:
                 validate([*row["prompt"], {"role": "assistant", "content": row[name]}])
-            except (UserError, TypeError) as error:
+            except (UserError, TypeError, AttributeError) as error:
                 raise UserError(f"{where}: `{name}`: {error}") from error
         pairs.append(row)
     return pairs
@@ -166,7 +172,10 @@ def _sampled_pairs(
 ) -> Iterator[Row]:
     """Let the model answer, and judge."""
     asked = [row for row in rows if "form" in row][: round(config.num_poem_prompts * share)]
-    own = [row for row in rows if row["kind"] in ("continuation", "chat")]
+    answered = [row for row in rows if _ends_with_answer(row["messages"])]
+    own = [row for row in answered if row["kind"] in ("continuation", "chat")]
+    if not asked:
+        own = own or [row for row in answered if row["kind"] != "small talk"]
     asked += own[: round(config.num_own_prompts * share)]
     prompts = [
         encode_chat(generator.tokenizer, row["messages"][:-1], add_generation_prompt=True).ids
@@ -190,6 +199,11 @@ def _sampled_pairs(
         given = texts[first : first + config.samples_per_prompt]
         judge = _poem_pairs if "form" in row else _own_pairs
         yield from judge(row, [text for text in given if text])
+
+
+def _ends_with_answer(messages: Sequence[Row]) -> bool:
+    last = messages[-1]
+    return last["role"] == "assistant" and bool((last.get("content") or "").strip())
 
 
 def _poem_pairs(row: Row, answers: Sequence[str]) -> Iterator[Row]:

@@ -105,6 +105,21 @@ class ShardWriter:
         self._shards.append(shard)
 
 
+def recorded_source(
+    folder: Path, tokenizer_hash: str, source: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return what the manifest says of the source, if whole shards were made from just it.
+
+    None where there are no shards, a damaged one, another tokenizer's or another source's.
+    """
+    try:
+        recorded: dict[str, Any] = ShardReader(folder, tokenizer_hash).manifest["source"]
+    except UserError:
+        return None
+    same = all(recorded.get(name) == value for name, value in source.items())
+    return recorded if same else None
+
+
 def write_shards(
     folder: Path,
     documents: Iterable[Document],

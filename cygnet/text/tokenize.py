@@ -15,7 +15,7 @@ from cygnet.files import folder_atomic, read_jsonl, sha256_file
 from cygnet.messages import Message, parse_messages, validate
 from cygnet.progress import say, track
 from cygnet.text.chat import EncodedChat, encode_chat, encode_chats
-from cygnet.text.shards import SHARD_TOKENS, ShardWriter, token_dtype, write_shards
+from cygnet.text.shards import SHARD_TOKENS, ShardWriter, recorded_source, token_dtype, write_shards
 from cygnet.text.tokenizer import CHUNK_TEXTS, Tokenizer, chunks
 
 NAMED_ROWS = 20
@@ -32,8 +32,8 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[in
     return [[eos, *ids, eos] for ids in tokenizer.encode_batch(texts)]
 
 
-def tokenize_documents(documents: Path, tokenizer: Tokenizer, out: Path) -> dict[str, Any]:
-    """Write the `text` of clean documents to a shard folder and return its manifest.
+def tokenize_documents(documents: Path, tokenizer: Tokenizer, out: Path) -> None:
+    """Write the `text` of clean documents to a shard folder, unless it holds just them.
 
     The documents go in the order of their `id`, a hash, so that domains mix. Memory holds their
     lengths and ids alone.
@@ -41,6 +41,9 @@ def tokenize_documents(documents: Path, tokenizer: Tokenizer, out: Path) -> dict
     Raises:
         UserError: there is no document with text.
     """
+    source = _source(documents)
+    if recorded_source(out, tokenizer.hash, source) is not None:
+        return
     dtype = token_dtype(tokenizer.vocab_size)
     keys: list[int] = []
     lengths: list[int] = []
@@ -59,7 +62,7 @@ def tokenize_documents(documents: Path, tokenizer: Tokenizer, out: Path) -> dict
         writer = ShardWriter(folder, tokenizer.vocab_size, False, SHARD_TOKENS)
         _append_sorted(writer, tokens, np.array(keys, np.uint64), np.array(lengths, np.int64))
         unsorted.unlink()
-        return writer.finish(tokenizer.hash, _source(documents))
+        writer.finish(tokenizer.hash, source)
 
 
 def _append_sorted(
@@ -119,9 +122,10 @@ def tokenize_conversations(
 ) -> ConversationSummary:
     """Write conversations, each ended by `<|endoftext|>`, to a shard folder with labels.
 
-    The labels are what the assistant writes (see `encode_chat`). Rows are JSON objects that
-    `cygnet.messages.parse_messages` reads, with `tools` beside them where wanted. What was
-    cut or skipped is said, and the summary is also in the manifest, under `source`.
+    Nothing is done where the folder holds just them. The labels are what the assistant writes (see
+    `encode_chat`). Rows are JSON objects that `cygnet.messages.parse_messages` reads, with `tools`
+    beside them where wanted. What was cut or skipped is said, and is also in the manifest, under
+    `source`.
 
     Args:
         conversations: JSON lines.
@@ -133,7 +137,10 @@ def tokenize_conversations(
         UserError: not one row can be used.
     """
     summary = ConversationSummary()
-    source = _source(conversations)
+    source = _source(conversations) | {"max_seq_len": max_seq_len}
+    recorded = recorded_source(out, tokenizer.hash, source)
+    if recorded is not None:
+        return ConversationSummary(**recorded["summary"])
 
     def encoded() -> Any:
         numbered = enumerate(track(read_jsonl(conversations), "tokens"), start=1)

@@ -75,7 +75,9 @@ def save_checkpoint(
             f"{target}: the checkpoint could not be written ({error}); {stands}. "
             "Free some space and run the same command again"
         ) from error
-    for old in sorted(folder.glob("step_*"))[:-keep]:
+    # A damaged one may have a higher number; what was just written stays.
+    others = [path for path in sorted(folder.glob("step_*")) if path != target]
+    for old in others[: len(others) - (keep - 1)]:
         shutil.rmtree(old)
     return target
 

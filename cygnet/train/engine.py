@@ -107,7 +107,8 @@ class Engine:
         """Fill in what the settings leave to the machine and to the data."""
         # torch counts the machine's cores, also where a container may use fewer.
         allowed = min(torch.get_num_threads(), self.hardware.num_cores)
-        torch.set_num_threads(config.threads or allowed)
+        threads = config.threads or allowed
+        torch.set_num_threads(threads)
         steps = config.steps
         if config.tokens is not None:
             steps = math.ceil(config.tokens / (config.rows_per_batch * config.max_seq_len))
@@ -116,6 +117,7 @@ class Engine:
         resolved = dataclasses.replace(
             config,
             steps=steps,
+            threads=threads,
             epochs=None,
             tokens=None,
             device=str(self.hardware.device),
@@ -156,18 +158,27 @@ class Engine:
         if checkpoint is None:
             if self.config.resume == "must":
                 raise UserError(f"{self.run}: --resume must, but there is no whole checkpoint")
+            self._take_recorded()
             return {}
-        began = read_yaml(self.run / "config.yaml")["train"]
-        if began["dtype"] != self.config.dtype:
-            say(f"going on in {self.config.dtype} with a run that began in {began['dtype']}")
-        same = {name: began[name] for name in ("steps", "micro_batch", "compile")}
-        self.config = dataclasses.replace(self.config, minutes=None, **same)
+        self._take_recorded()
         state = load_checkpoint(checkpoint, self.model, self.optimizer)
         self.step, self.tokens = state["step"], state["tokens"]
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         say(f"{self.run}: going on from step {self.step} of {self.config.steps}")
         return state
+
+    def _take_recorded(self) -> None:
+        """Take what the run in this folder chose when it began: a choice is made once."""
+        if not (self.run / "config.yaml").exists():
+            return
+        began = read_yaml(self.run / "config.yaml")["train"]
+        for name in ("dtype", "threads"):
+            now = getattr(self.config, name)
+            if began.get(name) != now:
+                say(f"going on with {name} {now} in a run that began with {began.get(name)}")
+        same = {name: began[name] for name in ("steps", "micro_batch", "compile")}
+        self.config = dataclasses.replace(self.config, minutes=None, **same)
 
     def _steps_in(self, minutes: float) -> int:
         """Time a few real steps, put everything back, and say how many fit into the minutes."""
@@ -218,7 +229,7 @@ class Engine:
                 advance(1, note)
                 values: dict[str, float] = {}
                 if last or self.step % self.config.log_every == 0:
-                    values = self._measures(window, total)
+                    values = self._measures(window)
                     window = _Window()
                 if last or self.step % self.config.eval_every == 0:
                     values |= self._heldout()
@@ -229,7 +240,7 @@ class Engine:
                 if last or stop or self.step % self.config.checkpoint_every == 0:
                     self._save()
                     window.restart()
-                if stop and not last:
+                if stop:
                     raise InterruptedRun(
                         interrupt.signal_number or 0,
                         f"{self.run}: stopped after step {self.step} of {total}; the same command "
@@ -268,7 +279,7 @@ class Engine:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             return self.stage.heldout(self.model)
 
-    def _measures(self, window: _Window, total: int) -> dict[str, float]:
+    def _measures(self, window: _Window) -> dict[str, float]:
         """Return what a line of metrics.jsonl says beyond the step's own means."""
         flops = self.model.config.flops_per_token(window.mean_context)
         speed = window.tokens_per_second

@@ -46,7 +46,7 @@ def blame(model: Transformer, stage: Stage, batch: Batch, step: int, loss: float
 
     with torch.no_grad():
         for row in range(len(batch.tokens)):
-            rows = batch.rows(row, row + 1)
+            rows = batch.rows(row, row + 1).to(model.output_weight.device)
             if (rows.labels != IGNORE).any():
                 total, _ = stage.loss(model, rows)
                 if not torch.isfinite(total):

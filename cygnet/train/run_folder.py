@@ -17,9 +17,12 @@ FREE_TO_CHANGE = {
     "resume", "checkpoint_every", "keep_checkpoints", "log_every", "threads",
     "use_wandb", "wandb_project", "wandb_run_name", "tracker",
 }  # fmt: skip
-"""Settings that leave the weights as they are, so that a resumed run may change them."""
+"""Settings that a resumed run may change: none decides more of the weights than rounding."""
 
-TRAINING_FILES = ("config.yaml", "metrics.jsonl", "plots", "checkpoints", "model", "eval.json")
+TRAINING_FILES = (
+    "config.yaml", "metrics.jsonl", "samples.jsonl", "plots", "checkpoints", "model",
+    "eval.json", "eval_inputs.json", "tensorboard", "wandb",
+)  # fmt: skip
 
 
 def plain(settings: Any) -> dict[str, Any]:

@@ -70,6 +70,12 @@ def test_all_is_measured_on_as_many_as_asked_for(result):
     assert all(math.isfinite(found.value) for found in result.metrics.values())
 
 
+def test_a_prompt_longer_than_the_context_is_left_out(module_model, tokenizer):
+    long = instruction("chat", "word " * 4000, "Yes.")
+    found = evaluate(module_model, tokenizer, [], [long, *INSTRUCTIONS], [], CONFIG)
+    assert found.samples and all(len(sample.prompt) < 4000 for sample in found.samples)
+
+
 def test_whole_bits_per_byte_is_weighted_by_bytes(result):
     shares = [
         share

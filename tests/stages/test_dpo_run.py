@@ -172,7 +172,14 @@ def test_a_run_learns_to_prefer_and_a_second_one_has_nothing_to_do(
         steps=20, batch_tokens=4 * SEQ_LEN, max_seq_len=SEQ_LEN, learning_rate=5e-3, dtype="fp32",
         compile="off", micro_batch=2, log_every=1,
     )  # fmt: skip
-    arguments = (folder, start, tmp_path / "cache", tmp_path / "run", config, DpoConfig())
+    arguments = (
+        folder,
+        start,
+        tmp_path / "cache",
+        tmp_path / "run",
+        config,
+        DpoConfig(sft_weight=0.2),
+    )
     aligned = dpo(*arguments)
     lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     if num_heldout:

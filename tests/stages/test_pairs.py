@@ -94,6 +94,7 @@ def write(path: Path, rows: list[Any]) -> str:
         ({"prompt": "x", "chosen": "y"}, "p.jsonl:2: `rejected` is missing"),
         ("{broken", "p.jsonl:2: not JSON"),
         ([], "p.jsonl:2: `prompt`"),
+        ({**GOOD, "prompt": {"role": "user"}}, "p.jsonl:2: `chosen`"),
         ({**GOOD, "prompt": [{"role": "robot", "content": "x"}]}, "p.jsonl:2: `chosen`: .*role"),
     ],
 )

@@ -70,6 +70,14 @@ def test_a_flipped_byte_is_named_and_the_earlier_checkpoint_taken(
     assert str(damaged) in error and name in error and "skipped" in error
 
 
+def test_a_new_checkpoint_stays_beside_a_damaged_one_of_a_later_step(tmp_path: Path) -> None:
+    model, optimizer = trained(1)
+    later = save_checkpoint(tmp_path, 9, model, optimizer, {}, keep=1)
+    (later / "state.json").write_text("{}")
+    saved = save_checkpoint(tmp_path, 5, model, optimizer, {}, keep=1)
+    assert newest_checkpoint(tmp_path) == saved
+
+
 def test_what_a_killed_save_left_is_swept_up(tmp_path: Path) -> None:
     model, optimizer = trained(1)
     half = tmp_path / ".step_00000001.123.tmp"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -193,6 +194,18 @@ def test_minutes_become_steps_that_repeat_the_run_exactly(
     steps = read_yaml(tmp_path / "time/config.yaml")["train"]["steps"]
     by_steps = train(tmp_path / "steps", shards, tiny, replace(CONFIG, steps=steps))
     assert equal(by_time, by_steps)
+
+
+def test_a_run_killed_before_its_first_checkpoint_keeps_its_number_of_steps(
+    tmp_path: Path, shards: ShardReader, tiny: ModelConfig
+) -> None:
+    timed = replace(CONFIG, steps=None, minutes=0.03)
+    train(tmp_path / "run", shards, tiny, timed)
+    steps = read_yaml(tmp_path / "run/config.yaml")["train"]["steps"]
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    again = replace(timed, minutes=0.03)
+    train(tmp_path / "run", shards, tiny, again)
+    assert read_yaml(tmp_path / "run/config.yaml")["train"]["steps"] == steps
 
 
 def test_training_lowers_the_heldout_loss_in_every_dtype(
