@@ -87,6 +87,8 @@ def main(arguments: list[str] | None = None, verb: str | None = None) -> None:
         verb: of the launch files, whose arguments begin behind it.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    # The deepspeed launcher adds it; the environment says the same.
+    arguments = [word for word in arguments if not word.startswith("--local_rank")]
     program = os.path.basename(sys.argv[0]) if verb else f"cygnet {' '.join(arguments[:1])}"
     if verb is None:
         if not arguments or arguments[0] in ("-h", "--help", "help"):

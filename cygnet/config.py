@@ -137,8 +137,9 @@ class TrainConfig:
     """Rows that go through the model at once; none lets the planner choose from the memory."""
     max_seq_len: int = 512
     """Tokens in a row."""
-    optimizer: Literal["muon", "adamw"] = "muon"
-    """Muon for matrices and AdamW for the rest, or AdamW for all."""
+    optimizer: Literal["auto", "muon", "adamw"] = "auto"
+    """Muon for matrices and AdamW for the rest, or AdamW for all. `auto` is muon, and adamw with
+    DeepSpeed's ZeRO, which cuts across matrices."""
     learning_rate: float = 4e-3
     """Peak learning rate, of Muon (scaled to the update size of AdamW) and of AdamW alike."""
     embedding_learning_rate: float | None = None
@@ -180,6 +181,15 @@ class TrainConfig:
     """Project that the run appears under."""
     wandb_run_name: str | None = None
     """Name of the run; none takes the run folder's name."""
+    parallel: Literal["auto", "ddp", "fsdp", "deepspeed", "tensor", "pipeline"] = "auto"
+    """How several processes share the work (docs/distributed.md). `auto` is ddp where the model
+    fits each process, fsdp else, and deepspeed where `deepspeed` is given."""
+    model_processes: int | None = None
+    """Processes that hold one model together, with tensor and pipeline; none means all."""
+    deepspeed: Path | None = None
+    """DeepSpeed's JSON settings; configs/deepspeed/ has one for each stage of ZeRO."""
+    timeout_s: float = 600.0
+    """How long a process waits for the others inside a step before the run ends."""
     tracker: Literal["none", "wandb", "tensorboard"] = "none"
     """Where metrics go besides metrics.jsonl. `--use_wandb` is `--tracker wandb`."""
 

@@ -58,7 +58,7 @@ def folder_atomic(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in [*temporary.rglob("*"), temporary]:
-            _fsync(file)
+            fsync(file)
         if path.exists():
             outgoing = path.with_name(f".{path.name}.{os.getpid()}.old")
             os.rename(path, outgoing)
@@ -66,7 +66,7 @@ def folder_atomic(path: Path) -> Iterator[Path]:
             shutil.rmtree(outgoing)
         else:
             os.rename(temporary, path)
-        _fsync(path.parent)
+        fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -93,7 +93,8 @@ def _is_alive(process: str) -> bool:
     return True
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -13,6 +13,15 @@ Advance = Callable[..., None]
 PLAIN_INTERVAL_S = 10.0
 
 
+_silent = False
+
+
+def only_rank_zero_speaks(rank: int) -> None:
+    """Keep all processes of a run but the first from saying anything."""
+    global _silent
+    _silent = rank != 0
+
+
 def say(message: str) -> None:
     """Print one line for the person watching, on standard error (standard output is for results).
 
@@ -20,6 +29,8 @@ def say(message: str) -> None:
     """
     from rich.console import Console
 
+    if _silent:
+        return
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
 
 
@@ -29,7 +40,7 @@ def progress(title: str, total: float | None) -> Iterator[Advance]:
 
     Yields `advance(amount=1, note="")`; `note` is shown behind the bar.
     """
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not _silent:
         yield from _bar(title, total)
     else:
         yield from _lines(title, total)

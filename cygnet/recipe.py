@@ -35,6 +35,7 @@ from cygnet.stages.pretrain import pretrain
 from cygnet.stages.sft import sft
 from cygnet.text.tokenizer import Tokenizer, make_tokenizer
 from cygnet.train.hardware import find_hardware
+from cygnet.train.parallel.group import connect, first, on_rank_zero
 from cygnet.train.planner import describe_plan
 from cygnet.train.run_folder import keep_aside
 
@@ -68,32 +69,42 @@ class RunCommand:
 
 def run_command(config: RunCommand) -> None:
     """Take every step that is not up to date, evaluate each stage, write the report."""
-    run = config.out
-    data = prepare(dataclasses.replace(config.corpus, paths=config.data), run / "data")
-    write_atomic(run / "config.yaml", as_yaml(config))
-    tokenizer = train_tokenizer_step(data, run / "tokenizer", config.model.vocab_size)
+    run, wait_s = config.out, config.pretrain.timeout_s
+    with first("data and tokenizer", wait_s):
+        data = prepare(dataclasses.replace(config.corpus, paths=config.data), run / "data")
+        write_atomic(run / "config.yaml", as_yaml(config))
+        tokenizer = train_tokenizer_step(data, run / "tokenizer", config.model.vocab_size)
     base = pretrain(
         data, tokenizer, run / "shards" / "pretrain", run / "pretrain",
         config.model, config.pretrain, renew=True,
     )  # fmt: skip
-    instructions = make_instructions(data, run / "instructions", config.instructions)
+    with first("instructions", wait_s):
+        instructions = make_instructions(data, run / "instructions", config.instructions)
     tuned = sft(instructions, base, run / "shards" / "sft", run / "sft", config.sft, renew=True)
     last = tuned
-    try:
-        pairs = make_pairs(instructions, tuned, run / "pairs", config.pairs, config.sft)
-    except NoPairsError as error:
-        say(f"dpo: left out. {error}")
-        if (run / "dpo" / "config.yaml").exists():
-            keep_aside(run / "dpo")
-    else:
+    pairs = None
+    with first("pairs", wait_s):
+        try:
+            pairs = make_pairs(instructions, tuned, run / "pairs", config.pairs, config.sft)
+        except NoPairsError as error:
+            say(f"dpo: left out. {error}")
+            if (run / "dpo" / "config.yaml").exists():
+                keep_aside(run / "dpo")
+    if pairs is not None:
         last = dpo(
             pairs, tuned, run / "shards" / "dpo", run / "dpo",
             config.dpo, config.preference, renew=True,
         )  # fmt: skip
+    on_rank_zero(lambda: _end_run(config, last))
+
+
+def _end_run(config: RunCommand, last: Path) -> None:
+    """Evaluate, put the last model at the top, write the report, and say where all is."""
+    run = config.out
     evaluate_stages(run, config.eval, config.sft)
     with folder_atomic(run / "model") as folder:
         shutil.copytree(last, folder, dirs_exist_ok=True)
-    report = write_report(run, STAGES)
+    write_report(run, STAGES)
     say(
         f"\nDone. All of it is in {run}:\n"
         f"  {run}/report.html   what each stage changed, with curves and samples (open it)\n"
@@ -104,7 +115,6 @@ def run_command(config: RunCommand) -> None:
         f"The model before alignment, or before it learned to answer:\n"
         f"  cygnet chat {run}/sft    cygnet chat {run}/pretrain"
     )
-    assert report.exists()
 
 
 # One step each
@@ -279,10 +289,11 @@ class PretrainCommand:
 def pretrain_command(config: PretrainCommand) -> None:
     """Prepare what is missing, and pretrain."""
     out = config.out
-    data = _data_folder(config.data, out / "data")
-    tokenizer = config.tokenizer
-    if tokenizer is None and config.from_ is None:
-        tokenizer = train_tokenizer_step(data, out / "tokenizer", config.model.vocab_size)
+    with first("data and tokenizer", config.pretrain.timeout_s):
+        data = _data_folder(config.data, out / "data")
+        tokenizer = config.tokenizer
+        if tokenizer is None and config.from_ is None:
+            tokenizer = train_tokenizer_step(data, out / "tokenizer", config.model.vocab_size)
     model = pretrain(
         data, tokenizer or out, out / "shards", out, config.model, config.pretrain, config.from_
     )
@@ -308,8 +319,9 @@ def sft_command(config: SftCommand) -> None:
     """Prepare what is missing, and tune."""
     start = _required(config.from_, "sft")
     out = config.out
-    data = _data_folder(config.data, out / "data")
-    instructions = make_instructions(data, out / "instructions", config.instructions)
+    with first("instructions", config.sft.timeout_s):
+        data = _data_folder(config.data, out / "data")
+        instructions = make_instructions(data, out / "instructions", config.instructions)
     model = sft(instructions, start, out / "shards", out, config.sft)
     _finish(out, model, f"cygnet dpo --from {out}")
 
@@ -335,12 +347,15 @@ def dpo_command(config: DpoCommand) -> None:
     """Make or take pairs, and align."""
     start = find_model(_required(config.from_, "dpo"))
     out = config.out
+    connect(config.dpo.timeout_s)
     if config.data:
-        pairs = take_pairs(config.data, out / "pairs")
+        pairs = out / "pairs"
+        on_rank_zero(lambda: take_pairs(config.data, pairs))
     else:
-        data = _data_folder((), out / "data")
-        instructions = make_instructions(data, out / "instructions", config.instructions)
-        pairs = make_pairs(instructions, start, out / "pairs", config.pairs, config.dpo)
+        with first("pairs", config.dpo.timeout_s):
+            data = _data_folder((), out / "data")
+            instructions = make_instructions(data, out / "instructions", config.instructions)
+            pairs = make_pairs(instructions, start, out / "pairs", config.pairs, config.dpo)
     model = dpo(pairs, start, out / "shards", out, config.dpo, config.preference)
     _finish(out, model, f"cygnet chat {out}")
 

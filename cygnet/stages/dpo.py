@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -94,6 +95,7 @@ class PairBatch(Batch):
 
     reference: Tensor
     """(B, most documents of a row) float32: what the reference gives each; NaN behind the last."""
+    BLANK: ClassVar[dict[str, float]] = {**Batch.BLANK, "reference": math.nan}
 
 
 class PairRows:

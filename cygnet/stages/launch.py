@@ -12,7 +12,9 @@ from cygnet.files import sha256_file
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say
 from cygnet.text.tokenizer import Tokenizer
+from cygnet.train.checkpoint import Checkpoint, newest_checkpoint
 from cygnet.train.engine import Engine
+from cygnet.train.parallel.group import connect, first, on_rank_zero, world
 from cygnet.train.run_folder import changes, is_finished, keep_aside, plain
 from cygnet.train.stage import Stage
 
@@ -42,16 +44,34 @@ def train_and_save(
         renew: keep a run with other settings aside and start anew, rather than refuse.
     """
     origin = {"stage": name, "model": plain(model.config), "inputs": inputs}
+    connect(config.timeout_s)
     if config.resume != "never" and is_finished(run, origin, config):
         say(f"{name}: up to date, nothing to do ({run})")
         return run / "model"
     if renew and (run / "config.yaml").exists():
-        changed = changes(run, origin, config)
-        if changed:
-            say(f"{name}: made again, for {'; '.join(changed)}")
-            keep_aside(run)
-    Engine(model, make_stage(), config, run, origin).train()
-    return save_folder(model, tokenizer, run / "model")
+        on_rank_zero(lambda: _keep_if_changed(name, run, origin, config))
+    with first(f"the data of {name}", config.timeout_s):
+        stage = make_stage()
+    Engine(model, stage, config, run, origin).train()
+    on_rank_zero(lambda: _save(model, tokenizer, run))
+    return run / "model"
+
+
+def _keep_if_changed(name: str, run: Path, origin: dict[str, Any], config: TrainConfig) -> None:
+    changed = changes(run, origin, config)
+    if changed:
+        say(f"{name}: made again, for {'; '.join(changed)}")
+        keep_aside(run)
+
+
+def _save(model: Transformer, tokenizer: Tokenizer, run: Path) -> None:
+    """Write the model folder; of a model that is spread, from the last checkpoint."""
+    checkpoint = newest_checkpoint(run / "checkpoints")
+    if world().size > 1 and checkpoint:
+        with Checkpoint(checkpoint) as opened:
+            model = Transformer(model.config)
+            model.load_state_dict(opened.whole("model"))
+    save_folder(model, tokenizer, run / "model")
 
 
 def load_start(path: Path) -> tuple[Transformer, Tokenizer, str]:

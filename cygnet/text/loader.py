@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -32,6 +32,10 @@ class Batch:
     """int32: 0, 1, 2... within a row; -1 at padding."""
     positions: Tensor
     """int64: from 0 in each document (or piece of a long one); 0 at padding."""
+    BLANK: ClassVar[dict[str, float]] = {
+        "tokens": 0, "labels": IGNORE, "document_ids": PADDING, "positions": 0,
+    }  # fmt: skip
+    """What each tensor holds where there is no token."""
 
     @property
     def num_labels(self) -> int:
@@ -50,6 +54,18 @@ class Batch:
     def take(self, places: Tensor) -> Self:
         """Return the rows at `places`, (R,) int64, in that order."""
         return type(self)(*(getattr(self, field.name)[places] for field in fields(self)))
+
+    def padded(self, num_rows: int) -> Self:
+        """Return the batch with rows without tokens behind it, until there are `num_rows`."""
+        extra = num_rows - len(self.tokens)
+        if not extra:
+            return self
+        return type(self)(
+            *(
+                torch.cat([tensor, tensor.new_full((extra, *tensor.shape[1:]), self.BLANK[name])])
+                for name, tensor in ((f.name, getattr(self, f.name)) for f in fields(self))
+            )
+        )
 
     def to(self, device: torch.device | str) -> Self:
         """Return the batch on a device."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import secrets
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,15 +24,30 @@ from cygnet.errors import InterruptedRun, UserError
 from cygnet.model.transformer import Transformer
 from cygnet.progress import progress, say
 from cygnet.text.loader import Batch
-from cygnet.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from cygnet.train.guards import blame, check_batch, interruptible
-from cygnet.train.hardware import find_hardware
-from cygnet.train.optim import build_optimizer
+from cygnet.train.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint
+from cygnet.train.guards import DivergedError, blame, check_batch, interruptible
+from cygnet.train.hardware import Hardware, Memory, find_hardware
+from cygnet.train.optim import resolve_optimizer
+from cygnet.train.parallel.choose import (
+    CUTTING_MODELS,
+    check_parallel,
+    choose_parallel,
+    spread,
+)
+from cygnet.train.parallel.group import (
+    World,
+    any_of,
+    connect,
+    explained_time_outs,
+    gather,
+    note_step,
+    on_rank_zero,
+)
 from cygnet.train.planner import estimate_seconds, plan
 from cygnet.train.run_folder import make_room, write_config
 from cygnet.train.schedule import rate_scale
 from cygnet.train.stage import Stage
-from cygnet.train.trackers import make_trackers
+from cygnet.train.trackers import Tracker, make_trackers
 
 COMPILE_REPAYS_S = 60.0
 """Eager training time above which compiling is worth its start-up; see docs/lab-book.md."""
@@ -63,15 +80,14 @@ class Engine:
         self.started = time.monotonic()
         self.run, self.stage, self.requested, self.origin = run, stage, config, origin
         self.step = self.tokens = 0
-        self.hardware = find_hardware(config)
-        self.config = self._resolve(config, model)
-        self.model = model.to(self.config.device)
+        self.world = connect(config.timeout_s)
+        self.hardware = _share_of(find_hardware(config), self.world)
+        # The same choice in every process, whatever each has measured.
+        self.config = on_rank_zero(lambda: self._resolve(config, model))
+        torch.set_num_threads(self.config.threads or 1)
+        self.model = model.to(self.hardware.device)
         self.model.compute_dtype = self.hardware.dtype
-        muon_dtype = torch.bfloat16 if self.hardware.dtype is torch.bfloat16 else torch.float32
-        self.optimizer = build_optimizer(self.model, self.config, muon_dtype)
-        self.scaler = torch.amp.GradScaler(
-            self.hardware.device.type, enabled=self.hardware.dtype is torch.float16
-        )
+        self.spread = spread(self.config.parallel, self.model, self.config, self.hardware)
 
     def train(self) -> None:
         """Train to the end, from the newest checkpoint if there is one.
@@ -79,7 +95,8 @@ class Engine:
         Raises:
             DivergedError: a loss or gradient is not finite.
             InterruptedRun: SIGINT or SIGTERM came; a checkpoint has been written.
-            UserError: the run folder belongs to other settings, or cannot be written.
+            UserError: the run folder belongs to other settings, or cannot be written, or another
+                process does not answer.
         """
         torch.manual_seed(self.config.seed)
         state = self._resume()
@@ -88,14 +105,20 @@ class Engine:
         if self.config.steps is None:
             steps = self._steps_in(self.requested.minutes or 0)
             self.config = dataclasses.replace(self.config, minutes=None, steps=steps)
-        settings = write_config(self.run, self.origin, self.requested, self.config)
-        self.trackers = make_trackers(
-            self.config, self.run, settings, state.get("trackers", {}), self.step
-        )
-        total = self.config.steps or 0
+        self.writer = CheckpointWriter(
+            self.run / "checkpoints", self.config.keep_checkpoints,
+            self.world.rank, self.world.size, on_rank_zero(lambda: secrets.token_hex(4)),
+        )  # fmt: skip
+        self.trackers: list[Tracker] = []
+        if self.world.rank == 0:
+            settings = write_config(self.run, self.origin, self.requested, self.config)
+            self.trackers = make_trackers(
+                self.config, self.run, settings, state.get("trackers", {}), self.step
+            )
         exit_code = 1
         try:
-            self._loop(total)
+            with explained_time_outs(lambda: self.step):
+                self._loop(self.config.steps or 0)
             exit_code = 0
         finally:
             for tracker in self.trackers:
@@ -108,7 +131,10 @@ class Engine:
         # torch counts the machine's cores, also where a container may use fewer.
         allowed = min(torch.get_num_threads(), self.hardware.num_cores)
         threads = config.threads or allowed
-        torch.set_num_threads(threads)
+        check_parallel(config)
+        parallel, why = choose_parallel(config, model.config, self.hardware.memory.free_bytes)
+        if self.world.size > 1:
+            say(f"{self.world.size} processes: {parallel} ({why})")
         steps = config.steps
         if config.tokens is not None:
             steps = math.ceil(config.tokens / (config.rows_per_batch * config.max_seq_len))
@@ -118,16 +144,26 @@ class Engine:
             config,
             steps=steps,
             threads=threads,
+            parallel=parallel,  # type: ignore[arg-type]
+            optimizer=resolve_optimizer(config.optimizer, parallel),
             epochs=None,
             tokens=None,
             device=str(self.hardware.device),
             dtype=self.hardware.dtype_name,  # type: ignore[arg-type]
         )
         if config.micro_batch is None:
-            chosen = plan(model.config, resolved, self.hardware, weights_loaded=True)
+            chosen = plan(model.config, self._of_one(resolved), self.hardware, weights_loaded=True)
             say(chosen.summary())
             resolved = dataclasses.replace(resolved, micro_batch=chosen.micro_batch)
         return dataclasses.replace(resolved, compile=self._choose_compile(resolved, model))
+
+    def _of_one(self, config: TrainConfig) -> TrainConfig:
+        """Return the settings of one process's share of a step."""
+        lines = self.world.size
+        if config.parallel in CUTTING_MODELS:
+            lines //= config.model_processes or self.world.size
+        rows = -(-config.rows_per_batch // lines)
+        return dataclasses.replace(config, batch_tokens=rows * config.max_seq_len)
 
     def _choose_compile(self, config: TrainConfig, model: Transformer) -> Any:
         if config.compile == "off":
@@ -153,18 +189,20 @@ class Engine:
 
     def _resume(self) -> dict[str, Any]:
         """Load the newest whole checkpoint, if there is one, and return its state."""
-        make_room(self.run, self.origin, self.requested)
-        checkpoint = newest_checkpoint(self.run / "checkpoints")
+        on_rank_zero(lambda: make_room(self.run, self.origin, self.requested))
+        checkpoint = on_rank_zero(lambda: newest_checkpoint(self.run / "checkpoints"))
         if checkpoint is None:
             if self.config.resume == "must":
                 raise UserError(f"{self.run}: --resume must, but there is no whole checkpoint")
             self._take_recorded()
             return {}
         self._take_recorded()
-        state = load_checkpoint(checkpoint, self.model, self.optimizer)
+        with Checkpoint(checkpoint) as opened:
+            state = opened.state
+            self.spread.load(opened.keys, opened.read, state["optimizer"])
         self.step, self.tokens = state["step"], state["tokens"]
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
+        if self.spread.scaler.is_enabled():
+            self.spread.scaler.load_state_dict(state["scaler"])
         say(f"{self.run}: going on from step {self.step} of {self.config.steps}")
         return state
 
@@ -181,26 +219,20 @@ class Engine:
         self.config = dataclasses.replace(self.config, minutes=None, **same)
 
     def _steps_in(self, minutes: float) -> int:
-        """Time a few real steps, put everything back, and say how many fit into the minutes."""
-        weights = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        """Time a few real steps at rate zero, and say how many fit into the minutes."""
         seconds = []
         batch = self.stage.batch(0)
         for _ in range(TIMED_STEPS + 1):
             before = time.monotonic()
             self._update(batch, scale=0.0)
             seconds.append(time.monotonic() - before)
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(weights[name])
-        self.optimizer.state.clear()
-        for group in self.optimizer.param_groups:
-            group["steps"] = 0
+        self.spread.reset_optimizer()
         before = time.monotonic()
         self._heldout()
         heldout_s = time.monotonic() - before
         step_s = median(seconds[1:]) + heldout_s / self.config.eval_every
         left_s = 60 * minutes - (time.monotonic() - self.started) - 2 * heldout_s
-        steps = max(int(left_s / step_s), 1)
+        steps = on_rank_zero(lambda: max(int(left_s / step_s), 1))
         say(f"{step_s:.2f} s a step: {steps} steps fit into {minutes:g} minutes")
         return steps
 
@@ -218,6 +250,7 @@ class Engine:
             upcoming = loader.submit(self.stage.batch, self.step)
             window = _Window()
             while self.step < total:
+                note_step(self.step)
                 batch = upcoming.result()
                 upcoming = loader.submit(self.stage.batch, self.step + 1)
                 metrics = self._update(batch, rate_scale(self.step, total, self.config))
@@ -236,13 +269,16 @@ class Engine:
                     window.restart()
                 if values:
                     self._log(values)
-                stop = interrupt.signal_number is not None
+                stop = any_of(interrupt.signal_number is not None)
                 if last or stop or self.step % self.config.checkpoint_every == 0:
                     self._save()
                     window.restart()
+                if last or stop:
+                    self.writer.wait()
+                    gather(None)  # rank 0 has now given the checkpoint its name
                 if stop:
                     raise InterruptedRun(
-                        interrupt.signal_number or 0,
+                        interrupt.signal_number or signal.SIGTERM,
                         f"{self.run}: stopped after step {self.step} of {total}; the same command "
                         "goes on from there",
                     )
@@ -254,30 +290,33 @@ class Engine:
             DivergedError: before the weights are touched, when something is not finite.
         """
         weight = check_batch(self.stage, batch, self.step, self.model.config.vocab_size)
-        sums: dict[str, torch.Tensor] = {}
-        for start in range(0, len(batch.tokens), self.config.micro_batch or 1):
-            rows = batch.rows(start, start + (self.config.micro_batch or 1))
-            loss, metrics = self.stage.loss(self.model, rows.to(self.hardware.device))
-            self.scaler.scale(loss / weight).backward()
-            for name, value in {"loss": loss.detach(), **metrics}.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        means = {name: float(value) / weight for name, value in sums.items()}
-        finite = math.isfinite(means["loss"])
-        if not finite or not (self.scaler.is_enabled() or torch.isfinite(norm)):
-            raise blame(self.model, self.stage, batch, self.step, means["loss"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * scale
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {**means, "grad_norm": float(norm)}
+        rows = self.spread.own_rows(batch)
+        sums = self.spread.accumulate(self.stage, rows, weight)
+        own = {name: float(value) for name, value in sums.items()}
+        means = {name: value / weight for name, value in self.spread.total(own).items()}
+        if not math.isfinite(means["loss"]):
+            raise self._diverged(batch, means["loss"], own)
+        norm = self.spread.update(scale, self.config.grad_clip)
+        if not (math.isfinite(norm) or self.spread.scaler.is_enabled()):
+            raise self._diverged(batch, means["loss"], own)
+        return {**means, "grad_norm": norm}
+
+    def _diverged(self, batch: Batch, loss: float, own: dict[str, float]) -> DivergedError:
+        """Find which row or parameter is to blame, or with several processes which of them."""
+        if self.world.size == 1:
+            return blame(self.model, self.stage, batch, self.step, loss)
+        losses = gather(own.get("loss", 0.0))
+        broken = [str(rank) for rank, value in enumerate(losses) if not math.isfinite(value)]
+        where = f"in the rows of rank {', '.join(broken)}" if broken else "in the gradient alone"
+        return DivergedError(
+            f"step {self.step}: not finite {where} (loss {loss:.4g}); the last checkpoint stands. "
+            "Lower --learning_rate, or run the step on one process, which names the row"
+        )
 
     def _heldout(self) -> dict[str, float]:
         """Run the stage's held-out metrics, uncompiled: another mode would be compiled anew."""
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            return self.stage.heldout(self.model)
+            return self.spread.call(self.stage.heldout)
 
     def _measures(self, window: _Window) -> dict[str, float]:
         """Return what a line of metrics.jsonl says beyond the step's own means."""
@@ -286,7 +325,7 @@ class Engine:
         seconds_per_step = window.seconds / window.steps
         return {
             **window.means(),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.spread.optimizer.param_groups[0]["lr"],
             "tokens_per_second": speed,
             "mfu": speed * flops / self.hardware.matrix_rate,
             "epoch_time": seconds_per_step * self.stage.batches_per_epoch,
@@ -301,19 +340,23 @@ class Engine:
     def _save(self) -> None:
         state: dict[str, Any] = {
             "tokens": self.tokens,
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.spread.scaler.state_dict(),
+            "optimizer": self.spread.counters(),
             "trackers": {
                 key: value for tracker in self.trackers for key, value in tracker.state().items()
             },
         }
-        save_checkpoint(
-            self.run / "checkpoints",
-            self.step,
-            self.model,
-            self.optimizer,
-            state,
-            self.config.keep_checkpoints,
-        )
+        self.writer.save(self.step, self.spread.pieces(), state)
+
+
+def _share_of(hardware: Hardware, world: World) -> Hardware:
+    """Return the machine as one of several processes on it may use it."""
+    if world.local_size == 1 or hardware.device.type != "cpu":
+        return hardware
+    memory, count = hardware.memory, world.local_size
+    shared = Memory(memory.free_bytes // count, f"{memory.limited_by}, shared by {count} processes")
+    cores = max(hardware.num_cores // count, 1)
+    return dataclasses.replace(hardware, memory=shared, num_cores=cores)
 
 
 class _Window:

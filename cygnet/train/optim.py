@@ -19,6 +19,7 @@ from cygnet.config import TrainConfig
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
+Orthogonalize = Callable[[Tensor, torch.Size, int], Tensor]
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -41,6 +42,23 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
+def orthogonalize_alone(matrices: Tensor, whole: torch.Size, dim: int) -> Tensor:
+    """Return `orthogonalize(matrices)`: what one process does that holds them whole."""
+    return orthogonalize(matrices)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor that is cut over several, sharing its memory."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
+def _cut_dim(parameter: Tensor) -> int:
+    """Return the dimension in which a parameter is cut over processes."""
+    placements = getattr(parameter, "placements", ())
+    return placements[0].dim if placements and placements[0].is_shard() else 0
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for parameter groups with `kind="muon"`, AdamW for those with `kind="adamw"`.
 
@@ -49,13 +67,20 @@ class MuonAdamW(torch.optim.Optimizer):
             `betas` and `eps` for adamw.
         muon_dtype: the type in which matrices are orthogonalized; bfloat16 is enough
             (Jordan et al. 2024), float32 where bfloat16 is slow.
+        orthogonalize_all: (matrices of this process, shape of a whole one, dimension that is cut)
+            -> the same matrices orthogonalized; `cygnet.train.parallel.muon` has those for
+            several processes.
     """
 
     def __init__(
-        self, groups: list[dict[str, Any]], muon_dtype: torch.dtype = torch.bfloat16
+        self,
+        groups: list[dict[str, Any]],
+        muon_dtype: torch.dtype = torch.bfloat16,
+        orthogonalize_all: Orthogonalize = orthogonalize_alone,
     ) -> None:
         super().__init__(groups, {"momentum": 0.95, "betas": (0.9, 0.95), "eps": 1e-10})
         self.muon_dtype = muon_dtype
+        self.orthogonalize_all = orthogonalize_all
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -68,19 +93,21 @@ class MuonAdamW(torch.optim.Optimizer):
                 self._adamw(group)
 
     def _muon(self, group: dict[str, Any]) -> None:
-        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        alike: dict[tuple[torch.Size, int], list[Tensor]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
-                by_shape[parameter.shape].append(parameter)
-        for shape, parameters in by_shape.items():
-            gradients = [p.grad for p in parameters if p.grad is not None]
+                alike[parameter.shape, _cut_dim(parameter)].append(parameter)
+        for (shape, dim), parameters in alike.items():
+            gradients = [local_part(p.grad) for p in parameters if p.grad is not None]
             buffers = [self._buffer(p, "momentum") for p in parameters]
             torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
             nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
-            update = orthogonalize(torch.stack(nesterov).to(self.muon_dtype))
+            matrices = torch.stack(nesterov).to(self.muon_dtype)
+            update = self.orthogonalize_all(matrices, shape, dim).float()
             size = 0.2 * max(shape) ** 0.5
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(parameters, list(update.float()), alpha=-group["lr"] * size)
+            weights = [local_part(p) for p in parameters]
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(weights, list(update), alpha=-group["lr"] * size)
 
     def _adamw(self, group: dict[str, Any]) -> None:
         parameters = [p for p in group["params"] if p.grad is not None]
@@ -88,7 +115,8 @@ class MuonAdamW(torch.optim.Optimizer):
             return
         beta1, beta2 = group["betas"]
         group["steps"] = steps = group.get("steps", 0) + 1
-        gradients = [p.grad for p in parameters]
+        gradients = [local_part(p.grad) for p in parameters if p.grad is not None]
+        weights = [local_part(p) for p in parameters]
         means = [self._buffer(p, "mean") for p in parameters]
         squares = [self._buffer(p, "square") for p in parameters]
         torch._foreach_lerp_(means, gradients, 1 - beta1)
@@ -97,19 +125,29 @@ class MuonAdamW(torch.optim.Optimizer):
         denominators = torch._foreach_sqrt(squares)
         torch._foreach_div_(denominators, (1 - beta2**steps) ** 0.5)
         torch._foreach_add_(denominators, group["eps"])
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         rate = -group["lr"] / (1 - beta1**steps)
-        torch._foreach_addcdiv_(parameters, means, denominators, rate)
+        torch._foreach_addcdiv_(weights, means, denominators, rate)
 
     def _buffer(self, parameter: Tensor, name: str) -> Tensor:
         state = self.state[parameter]
         if name not in state:
-            state[name] = torch.zeros_like(parameter, dtype=torch.float32)
+            state[name] = torch.zeros_like(local_part(parameter), dtype=torch.float32)
         return state[name]
 
 
+def resolve_optimizer(name: str, parallel: str) -> Any:
+    """Return the optimizer that `auto` means with a way of spreading: muon where it works."""
+    if name != "auto":
+        return name
+    return "adamw" if parallel == "deepspeed" else "muon"
+
+
 def build_optimizer(
-    model: nn.Module, config: TrainConfig, muon_dtype: torch.dtype = torch.bfloat16
+    model: nn.Module,
+    config: TrainConfig,
+    muon_dtype: torch.dtype = torch.bfloat16,
+    orthogonalize_all: Orthogonalize = orthogonalize_alone,
 ) -> MuonAdamW:
     """Sort the parameters into groups: block matrices, embeddings and output, vectors.
 
@@ -124,7 +162,7 @@ def build_optimizer(
             embeddings.append(parameter)
         else:
             matrices.append(parameter)
-    matrix_kind = "muon" if config.optimizer == "muon" else "adamw"
+    matrix_kind = "adamw" if config.optimizer == "adamw" else "muon"
     decay, rate = config.weight_decay, config.learning_rate
     embedding_rate = config.embedding_learning_rate or rate
     groups: list[dict[str, Any]] = [
@@ -132,4 +170,6 @@ def build_optimizer(
         {"params": embeddings, "kind": "adamw", "peak_lr": embedding_rate, "weight_decay": 0.0},
         {"params": vectors, "kind": "adamw", "peak_lr": rate, "weight_decay": 0.0},
     ]
-    return MuonAdamW([{**group, "lr": group["peak_lr"]} for group in groups], muon_dtype)
+    return MuonAdamW(
+        [{**group, "lr": group["peak_lr"]} for group in groups], muon_dtype, orthogonalize_all
+    )

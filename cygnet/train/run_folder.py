@@ -15,6 +15,7 @@ from cygnet.progress import say
 
 FREE_TO_CHANGE = {
     "resume", "checkpoint_every", "keep_checkpoints", "log_every", "threads",
+    "parallel", "model_processes", "deepspeed", "timeout_s",
     "use_wandb", "wandb_project", "wandb_run_name", "tracker",
 }  # fmt: skip
 """Settings that a resumed run may change: none decides more of the weights than rounding."""

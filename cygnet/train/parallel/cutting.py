@@ -1,0 +1,42 @@
+"""Which part of a parameter that torch cut over processes is here."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+
+def place(parameter: Tensor) -> tuple[int, int, int]:
+    """Return (dimension that is cut, where this process's part begins in it, size of the whole).
+
+    The parts are those of `torch.chunk`.
+    """
+    if not isinstance(parameter, DTensor):
+        return 0, 0, parameter.shape[0]
+    (placement,) = parameter.placements
+    if not isinstance(placement, Shard):
+        return 0, 0, parameter.shape[0]
+    size = parameter.shape[placement.dim]
+    each = -(-size // parameter.device_mesh.size())
+    return placement.dim, min(each * parameter.device_mesh.get_local_rank(), size), size
+
+
+def summed(values: dict[str, float], group: dist.ProcessGroup | None) -> dict[str, float]:
+    """Return each value summed over the processes of a group, which all have the same names."""
+    tensor = torch.tensor(list(values.values()), dtype=torch.float64)
+    dist.all_reduce(tensor, group=group)
+    return dict(zip(values, tensor.tolist(), strict=True))
+
+
+def sum_gradients(parameters: list[Tensor], group: dist.ProcessGroup | None) -> None:
+    """Sum the gradients over the processes of a group, in place, as one message."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    parts = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    if not parts or dist.get_world_size(group) == 1:
+        return
+    flat = torch.cat([part.flatten() for part in parts])
+    dist.all_reduce(flat, group=group)
+    for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
+        part.copy_(total.view_as(part))

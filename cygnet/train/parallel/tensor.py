@@ -1,0 +1,102 @@
+"""The matrices inside each block are cut over processes (torch's tensor parallelism).
+
+Query, key, value, gate and up matrices are cut by output, so that each process has its own heads
+and its own part of the feed-forward layer; output and down matrices are cut by input, and their
+results summed (Shoeybi et al. 2019, "Megatron-LM", section 3). Embeddings and norms are whole
+everywhere. Groups of `model_processes` hold one model; the groups share the rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from cygnet.errors import UserError
+from cygnet.text.loader import Batch
+from cygnet.train.optim import build_optimizer
+from cygnet.train.parallel.cutting import sum_gradients, summed
+from cygnet.train.parallel.muon import exchanged
+from cygnet.train.parallel.single import Single
+from cygnet.train.stage import Stage
+
+
+class TensorParallel(Single):
+    """Tensor parallelism, and data parallelism between the groups."""
+
+    def _spread(self) -> None:
+        each = self.config.model_processes or self.world.size
+        check_cut(self.model.config, each)
+        mesh = init_device_mesh(
+            self.hardware.device.type,
+            (self.world.size // each, each),
+            mesh_dim_names=("data", "tensor"),
+        )
+        self.data_group, self.tensor_group = mesh["data"].get_group(), mesh["tensor"].get_group()
+        self.data_rank, self.data_size = self.world.rank // each, self.world.size // each
+        by_output, by_input = ColwiseParallel(), RowwiseParallel()
+        cut = {
+            "self_attn.q_proj": by_output, "self_attn.k_proj": by_output,
+            "self_attn.v_proj": by_output, "self_attn.o_proj": by_input,
+            "mlp.gate_proj": by_output, "mlp.up_proj": by_output, "mlp.down_proj": by_input,
+        }  # fmt: skip
+        for block in self.model.model.layers:
+            parallelize_module(block, mesh["tensor"], cut)
+
+    def _make_optimizer(self) -> Any:
+        run = exchanged(self.tensor_group)
+        return build_optimizer(self.model, self.config, self.muon_dtype, run)
+
+    def accumulate(self, stage: Stage, rows: Batch, weight: int) -> dict[str, Tensor]:
+        """Add the gradient of the rows' loss / weight; return summed loss and stage metrics."""
+        sums = super().accumulate(stage, rows, weight)
+        named = list(self.model.named_parameters())
+        # Each process has seen its own heads alone.
+        of_heads = [p for name, p in named if "q_norm" in name or "k_norm" in name]
+        sum_gradients(of_heads, self.tensor_group)
+        sum_gradients([p for _, p in named], self.data_group)
+        return sums
+
+    def _loss_scale(self, weight: int) -> float:
+        return 1 / weight
+
+    def total(self, sums: dict[str, float]) -> dict[str, float]:
+        """Return each value summed over the groups."""
+        return summed(sums, self.data_group)
+
+    def _is_cut(self, parameter: Tensor) -> bool:
+        return isinstance(parameter, DTensor)
+
+    def _sum_of_parts(self, value: Tensor) -> Tensor:
+        dist.all_reduce(value, group=self.tensor_group)
+        return value
+
+    def _writes(self, number: int, parameter: Tensor) -> bool:
+        if self.data_rank:
+            return False
+        if isinstance(parameter, DTensor):
+            return True
+        size = dist.get_world_size(self.tensor_group)
+        return number % size == dist.get_rank(self.tensor_group)
+
+
+def check_cut(sizes: Any, each: int) -> None:
+    """Refuse a model whose heads or feed-forward width do not divide by `each` processes.
+
+    Raises:
+        UserError: names what does not divide.
+    """
+    for name in ("num_heads", "num_kv_heads", "intermediate_size"):
+        if getattr(sizes, name) % each:
+            raise UserError(
+                f"--parallel tensor over {each} processes: {name} {getattr(sizes, name)} does not "
+                f"divide by {each}; give --model_processes a divisor of it, or --parallel fsdp"
+            )
