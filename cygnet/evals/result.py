@@ -24,7 +24,7 @@ class EvalConfig:
         UserError: a number is out of its range.
     """
 
-    num_poems: int = 48
+    num_poems: int = 96
     """Held-out poem prompts that are answered, to check the form."""
     num_recipes: int = 40
     """Held-out recipe prompts that are answered, to check that the recipe is complete."""
