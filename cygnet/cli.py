@@ -9,9 +9,14 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cygnet import __version__
+
+TRY_AGAIN = 75
+"""Exit code after SIGTERM, `EX_TEMPFAIL` of sysexits.h: a checkpoint was written, requeue me."""
 
 
 @dataclass(frozen=True)
@@ -98,16 +103,26 @@ def main(arguments: list[str] | None = None, verb: str | None = None) -> None:
             print(f"cygnet {__version__}")
             return
         verb, arguments = arguments[0], arguments[1:]
-    from cygnet.errors import InterruptedRun, UserError, nearest
-
-    try:
+    with guarded():
         if verb not in VERBS:
+            from cygnet.errors import UserError, nearest
+
             raise UserError(f"no command {verb!r}{nearest(verb, VERBS)}; see cygnet --help")
         _run(VERBS[verb], program.strip(), arguments)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Turn what ends a command into one line and an exit code: 2 for a mistake, 75 to try again."""
+    from cygnet.errors import InterruptedRun, UserError
+
+    try:
+        yield
     except UserError as error:
         _fail(str(error), 2)
     except InterruptedRun as stop:
-        _fail(str(stop), 128 + stop.signal_number)
+        code = TRY_AGAIN if stop.signal_number == signal.SIGTERM else 128 + stop.signal_number
+        _fail(str(stop), code)
     except KeyboardInterrupt:
         _fail("stopped", 128 + signal.SIGINT)
     except BrokenPipeError:
@@ -138,4 +153,8 @@ def _run(verb: Verb, program: str, arguments: list[str]) -> None:
 
 def _fail(message: str, code: int) -> None:
     print(f"cygnet: {message}", file=sys.stderr)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        # Leaving in the ordinary way would wait for processes that may hang.
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

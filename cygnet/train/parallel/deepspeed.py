@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cygnet.config import TrainConfig
 from cygnet.errors import UserError
@@ -52,10 +52,13 @@ class DeepSpeed(Single):
         if self.stage == 3:
             # The output matrix is used outside of its own module.
             deepspeed.zero.register_external_parameter(self.caller, self.model.output_weight)
+        frequencies = self.model.inverse_frequencies.clone()
         self.engine, wrapped, _, _ = deepspeed.initialize(
             model=self.caller, optimizer=optimizer, config=settings, dist_init_required=False
         )
         self.caller = self.engine
+        # DeepSpeed casts buffers with the weights, and rotations need float32.
+        self.model.inverse_frequencies = nn.Buffer(frequencies, persistent=False)
         for group in wrapped.param_groups:
             group["steps"] = 0
         return wrapped

@@ -10,6 +10,7 @@ import itertools
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,8 +27,11 @@ from cygnet.progress import only_rank_zero_speaks
 CONNECT_TIMEOUT_S = 300.0
 PREPARATION_TIMEOUT = timedelta(days=7)
 """How long the others wait while rank 0 prepares data."""
+HEARTBEAT_S = 1.0
 _ADDRESS = "cygnet/address"
 _turns = itertools.count()
+_shared: list[Any] = []
+"""The store of the connected processes."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,12 @@ def connect(timeout_s: float) -> World:
     if has_gpus:
         torch.cuda.set_device(place.local_rank)
     try:
+        store = _store(place)
+        _show_life(store.clone(), place.rank)
+        _shared[:] = [store]
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if has_gpus else "gloo",
-            store=_store(place),
+            store=store,
             rank=place.rank,
             world_size=place.size,
             timeout=timedelta(seconds=timeout_s),
@@ -170,7 +177,7 @@ def any_of(flag: bool) -> bool:
 
 def note_step(step: int) -> None:
     """Leave word that this process begins a step, so that a hung one can be named."""
-    if dist.is_initialized():
+    if world().size > 1:
         _default_store().set(f"cygnet/step/{world().rank}", str(step))
 
 
@@ -198,24 +205,48 @@ def _is_about_others(error: RuntimeError) -> bool:
 
 
 def missing() -> str:
-    """Say which processes are behind the others: for the message of a time-out."""
-    store, begun, silent = _default_store(), {}, []
+    """Say which processes show no life, or are behind the others: for a time-out's message."""
+    store = _default_store()
     try:
-        for rank in range(world().size):
-            key = f"cygnet/step/{rank}"
-            if store.check([key]):
-                begun[rank] = int(store.get(key))
-            else:
-                silent.append(f"rank {rank} never began a step")
+        before = _read_all(store, "heart")
+        time.sleep(2.5 * HEARTBEAT_S)
+        after = _read_all(store, "heart")
+        begun = _read_all(store, "step")
     except RuntimeError:
         return "rank 0 is gone"
-    newest = max(begun.values(), default=0)
-    behind = [f"rank {rank} is still at step {at}" for rank, at in begun.items() if at < newest]
-    return ", ".join(behind + silent) or f"all ranks began step {newest}"
+    newest = max((step for step in begun if step is not None), default=0)
+    found = []
+    for rank, (heart, step) in enumerate(zip(after, begun, strict=True)):
+        at = "before its first step" if step is None else f"at step {step}"
+        if heart == before[rank]:
+            found.append(f"rank {rank} is gone or stopped, {at}")
+        elif step is None or step < newest:
+            found.append(f"rank {rank} is still {at}")
+    return ", ".join(found) or f"all ranks began step {newest}"
+
+
+def _read_all(store: Any, what: str) -> list[int | None]:
+    keys = [f"cygnet/{what}/{rank}" for rank in range(world().size)]
+    return [int(store.get(key)) if store.check([key]) else None for key in keys]
+
+
+def _show_life(store: Any, rank: int) -> None:
+    """Count up at the store for as long as this process runs."""
+
+    def beat() -> None:
+        for count in itertools.count():
+            try:
+                store.set(f"cygnet/heart/{rank}", str(count))
+            except RuntimeError:
+                return  # the store is gone, and so is the run
+            time.sleep(HEARTBEAT_S)
+
+    threading.Thread(target=beat, daemon=True).start()
 
 
 def _default_store() -> Any:
-    return dist.distributed_c10d._get_default_store()
+    assert _shared, "the processes are not connected"
+    return _shared[0]
 
 
 def _store(place: World) -> Any:

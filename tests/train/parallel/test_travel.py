@@ -1,0 +1,34 @@
+"""A checkpoint goes on under any other way and number of processes (invariant 4)."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.parallel.conftest import Train
+from tests.train.parallel.test_equal import losses, weights
+
+ROUTES = [
+    ("one", "ddp"), ("one", "fsdp"), ("one", "tensor"), ("one", "pipeline"),
+    ("ddp", "one"), ("fsdp", "one"), ("tensor", "one"), ("pipeline", "one"), ("fsdp", "tensor"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after"), ROUTES, ids=lambda way: way)
+def test_a_checkpoint_travels(
+    before: str, after: str, alone: Train, together: Train, tmp_path: Path
+) -> None:
+    def go(way: str, folder: Path) -> Path:
+        if way == "one":
+            return alone(folder, keep_checkpoints=5)
+        return together(folder, parallel=way, keep_checkpoints=5)
+
+    whole = alone(tmp_path / "whole", keep_checkpoints=5)
+    run = go(before, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints/step_00000006")
+    go(after, run)
+    assert losses(run) == pytest.approx(losses(whole), rel=2e-5)
+    found = weights(run)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-4, msg=name)
