@@ -70,7 +70,7 @@ WAYS = {
 
 def spread(name: str, model: Transformer, config: TrainConfig, hardware: Hardware) -> Single:
     """Return the model spread in the way of that name; a process that is alone holds it whole."""
-    if world().size == 1 and name != "deepspeed":
+    if world().size == 1:
         return Single(model, config, hardware)
     module, kind = WAYS[name]
     way: type[Single] = getattr(import_module(f"cygnet.train.parallel.{module}"), kind)

@@ -59,6 +59,8 @@ class DeepSpeed(Single):
         self.caller = self.engine
         # DeepSpeed casts buffers with the weights, and rotations need float32.
         self.model.inverse_frequencies = nn.Buffer(frequencies, persistent=False)
+        # DeepSpeed would look for the state of all groups when the first has made its step.
+        self._make_states(wrapped)
         for group in wrapped.param_groups:
             group["steps"] = 0
         return wrapped
@@ -82,8 +84,13 @@ class DeepSpeed(Single):
         written, but not before the weights are touched.
         """
         self._set_rates(scale)
+        if self.stage == 0:
+            # DeepSpeed clips here too, but keeps the norm to itself.
+            norm = float(self._clip(max_norm))
+            self.engine.step()
+            return norm
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() or 0.0)
+        return float(self.engine.get_global_grad_norm())
 
     def pieces(self) -> Iterator[Piece]:
         """Yield this process's share of the parameters, each gathered whole by all of them."""
@@ -105,9 +112,9 @@ class DeepSpeed(Single):
 
     def load(self, keys: set[str], read: Read, counters: list[int]) -> None:
         """Take weights and optimizer state from a checkpoint."""
+        from deepspeed import zero
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        self._make_states()
         for name, parameter in self.model.named_parameters():
             size = getattr(parameter, "ds_shape", parameter.shape)[0]
             value = read(f"model/{name}", 0, 0, size)
@@ -115,6 +122,9 @@ class DeepSpeed(Single):
                 parameter.data.copy_(value)
             else:
                 safe_set_full_fp32_param(parameter, value)
+            if self.stage == 3:
+                with zero.GatheredParameters([parameter], modifier_rank=0):
+                    parameter.data.copy_(value)
             for key in STATES:
                 value = read(f"{key}/{name}", 0, 0, size)
                 if self.stage == 0:
@@ -124,17 +134,18 @@ class DeepSpeed(Single):
         self._set_counters(counters)
         self._share_weights()
 
-    def _make_states(self) -> None:
-        """Make the optimizer's state, which DeepSpeed leaves to the first step."""
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        for group in inner.param_groups:
-            for parameter in group["params"]:
-                for key in STATES:
-                    inner.state[parameter].setdefault(
-                        key, torch.zeros_like(parameter, dtype=torch.float32)
-                    )
-        if hasattr(self.optimizer, "_lazy_init_hp_params_optimizer_state"):
-            self.optimizer._lazy_init_hp_params_optimizer_state()
+    def _make_states(self, wrapped: Any) -> None:
+        """Make the optimizer's state, which would come with the first step."""
+        inner = getattr(wrapped, "optimizer", wrapped)
+        parts = getattr(wrapped, "fp32_partitioned_groups_flat", None)  # stage 3
+        if parts is None:
+            parts = [p for group in inner.param_groups for p in group["params"]]
+        for part in parts:
+            for key in STATES:
+                zeros = torch.zeros_like(part, dtype=torch.float32)
+                inner.state[part].setdefault(key, zeros)
+        if hasattr(wrapped, "_lazy_init_hp_params_optimizer_state"):
+            wrapped._lazy_init_hp_params_optimizer_state()
 
     def _share_weights(self) -> None:
         """Bring the weights that compute into line with the full-precision ones."""
@@ -187,7 +198,7 @@ def deepspeed_settings(config: TrainConfig, dtype: torch.dtype, data_size: int) 
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": 1,
         "train_batch_size": micro_batch * data_size,
-        "gradient_clipping": config.grad_clip,
+        "gradient_clipping": config.grad_clip if stage else 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,

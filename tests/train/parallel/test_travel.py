@@ -32,3 +32,22 @@ def test_a_checkpoint_travels(
     found = weights(run)
     for name, value in weights(whole).items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_checkpoint_travels_to_zero_and_back(
+    stage: int, alone: Train, together: Train, tmp_path: Path
+) -> None:
+    settings = {"optimizer": "adamw", "keep_checkpoints": 5}
+    zero = {"parallel": "deepspeed", "deepspeed": f"configs/deepspeed/zero{stage}.json"}
+    whole = alone(tmp_path / "whole", **settings)
+    run = alone(tmp_path / "run", **settings)
+    for step in (4, 6):
+        shutil.rmtree(run / f"checkpoints/step_0000000{step}")
+    together(run, **settings, **zero)
+    shutil.rmtree(run / "checkpoints/step_00000006")
+    alone(run, **settings)
+    assert losses(run) == pytest.approx(losses(whole), rel=2e-5)
+    found = weights(run)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-4, msg=name)
