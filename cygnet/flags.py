@@ -89,7 +89,8 @@ def _with_room_for_length(default: Command, arguments: list[str], is_recipe: boo
             continue
         for stage, train in list(vars(default).items()):
             if isinstance(train, TrainConfig) and section == (stage if is_recipe else ""):
-                without = dataclasses.replace(train, **dict.fromkeys(LENGTHS))
+                no_length: dict[str, Any] = dict.fromkeys(LENGTHS)
+                without = dataclasses.replace(train, **no_length)
                 default = dataclasses.replace(default, **{stage: without})  # type: ignore[type-var]
     return default
 
