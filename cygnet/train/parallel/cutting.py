@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -30,7 +32,7 @@ def summed(values: dict[str, float], group: dist.ProcessGroup | None) -> dict[st
     return dict(zip(values, tensor.tolist(), strict=True))
 
 
-def sum_gradients(parameters: list[Tensor], group: dist.ProcessGroup | None) -> None:
+def sum_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup | None) -> None:
     """Sum the gradients over the processes of a group, in place, as one message."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     parts = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]

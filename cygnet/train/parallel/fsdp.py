@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from cygnet.text.loader import Batch
@@ -48,7 +48,6 @@ class Fsdp(Single):
     def _forward_backward(
         self, stage: Stage, part: Batch, weight: int, is_last: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        assert isinstance(self.caller, FSDPModule)
         self.caller.set_requires_gradient_sync(is_last)
         return super()._forward_backward(stage, part, weight, is_last)
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.rendezvous import rendezvous
 
 from cygnet.errors import UserError
 from cygnet.progress import only_rank_zero_speaks
@@ -256,13 +258,13 @@ def _store(place: World) -> Any:
     dead attempt. So rank 0 opens a new one for each attempt and leaves its address in torchrun's;
     a process that finds the address of a dead attempt looks again.
     """
-    lent, _, _ = next(dist.rendezvous("env://", place.rank, place.size))
+    lent, _, _ = next(rendezvous("env://", place.rank, place.size))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return lent
     timeout = timedelta(seconds=CONNECT_TIMEOUT_S)
     if place.rank == 0:
         host, word = _own_address(), secrets.token_hex(8)
-        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
         store.set("cygnet/word", word)
         lent.set(_ADDRESS, f"{host} {store.port} {word}")
         return store
@@ -273,7 +275,7 @@ def _store(place: World) -> Any:
         try:
             with socket.create_connection((host, int(port)), timeout=5):
                 pass
-            store = dist.TCPStore(host, int(port), is_master=False, timeout=timeout)
+            store = TCPStore(host, int(port), is_master=False, timeout=timeout)
             if store.check(["cygnet/word"]) and store.get("cygnet/word").decode() == word:
                 return store
         except (OSError, RuntimeError):

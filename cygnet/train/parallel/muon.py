@@ -28,7 +28,7 @@ def shared(group: Any) -> Orthogonalize:
         padded = F.pad(matrices_nRC, (0, 0, 0, 0, 0, each * size - n))
         own = orthogonalize(padded[rank * each : (rank + 1) * each]).contiguous()
         everything = own.new_empty(each * size, *own.shape[1:])
-        dist.all_gather_into_tensor(everything, own, group=group)
+        dist.all_gather_single(everything, own, group=group)
         return everything[:n]
 
     return run

@@ -85,7 +85,9 @@ class Pipeline(Single):
         ends = [[line[0], line[-1]] for line in lines]
         self.line_group, _ = dist.new_subgroups_by_enumeration(lines)
         self.data_group, _ = dist.new_subgroups_by_enumeration(same)
-        self.ends_group, _ = dist.new_subgroups_by_enumeration(ends) if each > 1 else (None, None)
+        self.ends_group: Any = None
+        if each > 1:
+            self.ends_group, _ = dist.new_subgroups_by_enumeration(ends)
         self.last_rank = lines[self.data_rank][-1]
         bounds = [round(i * num_layers / each) for i in range(each + 1)]
         self.stretch = Stretch(self.model, range(bounds[self.place], bounds[self.place + 1]))
@@ -104,7 +106,7 @@ class Pipeline(Single):
             if not tied:
                 model.lm_head = nn.Identity()  # type: ignore[assignment]
         if not mine.is_first and not (mine.is_last and tied):
-            model.model.embed_tokens = nn.Identity()  # type: ignore[assignment]
+            model.model.embed_tokens = nn.Identity()
 
     def own_rows(self, batch: Batch) -> Batch:
         """Return this group's rows, filled up to whole micro-batches, at least one a process."""
@@ -130,7 +132,7 @@ class Pipeline(Single):
         self._loss = loss
         given = (rows.tokens,) if self.stretch.is_first else ()
         places = torch.arange(len(rows.tokens), device=self.hardware.device)
-        target = {"target": places, "losses": []} if self.stretch.is_last else {}
+        target: dict[str, Any] = {"target": places, "losses": []} if self.stretch.is_last else {}
         self._schedule(len(rows.tokens) // micro_batch).step(
             *given, positions_BT=rows.positions, document_ids_BT=rows.document_ids, **target
         )

@@ -64,7 +64,7 @@ class Single:
         self.scaler = torch.amp.GradScaler(
             hardware.device.type, enabled=hardware.dtype is torch.float16
         )
-        self.caller: nn.Module = Caller(model)
+        self.caller: Any = Caller(model)
         self._spread()
         self.optimizer: Any = self._make_optimizer()
 
@@ -145,13 +145,13 @@ class Single:
 
     def _clip(self, max_norm: float) -> Tensor:
         """Scale the gradient to `max_norm` where it is longer; return its norm before that."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        counted = [p for p in parameters if not self._is_copy(p)]
-        cut = _square_sum([local_part(p.grad) for p in counted if self._is_cut(p)])
-        whole = _square_sum([local_part(p.grad) for p in counted if not self._is_cut(p)])
+        found = [(p, local_part(p.grad)) for p in self.model.parameters() if p.grad is not None]
+        counted = [(p, gradient) for p, gradient in found if not self._is_copy(p)]
+        cut = _square_sum([gradient for p, gradient in counted if self._is_cut(p)])
+        whole = _square_sum([gradient for p, gradient in counted if not self._is_cut(p)])
         norm = (self._sum_of_parts(cut) + whole).sqrt()
         scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_([local_part(p.grad) for p in parameters], scale)
+        torch._foreach_mul_([gradient for _, gradient in found], scale)
         return norm
 
     def _is_cut(self, parameter: Tensor) -> bool:
