@@ -81,6 +81,17 @@ VERBS = {
         "cygnet.recipe", "PlanCommand", "plan_command",
         ("cygnet plan --preset 104m --batch_tokens 32768",),
     ),
+    "compare": Verb(
+        "training runs side by side: a table, and a picture of their losses",
+        "cygnet.evals.compare", "CompareCommand", "compare_command",
+        ("cygnet compare runs/first runs/second", "cygnet compare runs/demo",
+         "cygnet compare runs/demo runs/longer --out longer.png"),
+    ),
+    "board": Verb(
+        "a live page of all runs, while they train",
+        "cygnet.evals.board", "BoardCommand", "board_command",
+        ("cygnet board", "cygnet board runs/demo --port 6007"),
+    ),
 }  # fmt: skip
 
 

@@ -190,8 +190,9 @@ class TrainConfig:
     """DeepSpeed's JSON settings; configs/deepspeed/ has one for each stage of ZeRO."""
     timeout_s: float = 600.0
     """How long a process waits for the others inside a step before the run ends."""
-    tracker: Literal["none", "wandb", "tensorboard"] = "none"
-    """Where metrics go besides metrics.jsonl. `--use_wandb` is `--tracker wandb`."""
+    tracker: Literal["none", "wandb", "tensorboard", "swanlab", "trackio"] = "none"
+    """Where metrics go besides metrics.jsonl. `--use_wandb` is `--tracker wandb`. `swanlab` and
+    `trackio` need no account: both write on this machine alone."""
 
     def __post_init__(self) -> None:
         given = [name for name in LENGTHS if getattr(self, name) is not None]

@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cygnet.config import TrainConfig
-from cygnet.train.trackers import JsonlTracker, make_trackers
+from cygnet.train.trackers import METRICS, SAMPLES, JsonlTracker, make_trackers
 
 FAKE_KEY = "0" * 40
+HOSTILE = "a | b\n<script>alert(1)</script> <em>e</em> &amp; *bold* `code` 月光 \\"
+ROWS = [
+    {"prompt": "What is a comet?", "answer": "Ice."},
+    {"prompt": HOSTILE, "answer": HOSTILE, "note": 0.5},
+]
 
 
 def read(path: Path) -> list[dict]:
@@ -30,6 +36,7 @@ def log_steps(path: Path, resumed_at: int, steps: range) -> None:
     tracker = JsonlTracker(path, resumed_at)
     for step in steps:
         tracker.log({"loss": 1 / (step + 1)}, step)
+        tracker.samples([{"prompt": "p", "answer": str(step)}] * 2, step)
     tracker.finish(0)
 
 
@@ -53,14 +60,16 @@ def test_a_resumed_file_is_that_of_an_uninterrupted_run(
 ):
     folder = tmp_path_factory.mktemp("run")
     checkpoint = min(checkpoint, reached)
-    log_steps(folder / "whole", 0, range(16))
-    log_steps(folder / "killed", 0, range(reached + 1))
-    with open(folder / "killed", "ab") as file:
-        file.write(half_line)
+    log_steps(folder / "whole" / METRICS, 0, range(16))
+    log_steps(folder / "killed" / METRICS, 0, range(reached + 1))
+    for name in (METRICS, SAMPLES):
+        with open(folder / "killed" / name, "ab") as file:
+            file.write(half_line)
     # Step 0 is logged before training, so only a run without a checkpoint logs it again.
     first = checkpoint + 1 if checkpoint else 0
-    log_steps(folder / "killed", checkpoint, range(first, 16))
-    assert (folder / "killed").read_bytes() == (folder / "whole").read_bytes()
+    log_steps(folder / "killed" / METRICS, checkpoint, range(first, 16))
+    for name in (METRICS, SAMPLES):
+        assert (folder / "killed" / name).read_bytes() == (folder / "whole" / name).read_bytes()
 
 
 def test_numbers_that_are_not_finite_are_valid_json(tmp_path):
@@ -69,6 +78,14 @@ def test_numbers_that_are_not_finite_are_valid_json(tmp_path):
     assert read(tmp_path / "metrics.jsonl") == [
         {"step": 1, "loss": None, "grad_norm": None, "note": "a"}
     ]
+
+
+def test_samples_lie_beside_the_metrics_and_no_file_is_made_without_them(tmp_path):
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl")
+    tracker.samples([], 1)
+    assert not (tmp_path / "samples.jsonl").exists()
+    tracker.samples(ROWS, 1)
+    assert read(tmp_path / "samples.jsonl") == [{"step": 1, **row} for row in ROWS]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -106,6 +123,7 @@ trackers = make_trackers(
 for step in range(request["step"] + 1, request["until"] + 1):
     for tracker in trackers:
         tracker.log({"loss": 1 / step, "lr": 0.5}, step)
+        tracker.samples([{**row, "score": step} for row in request["samples"]], step)
 state = {key: value for tracker in trackers for key, value in tracker.state().items()}
 for tracker in trackers:
     tracker.finish(0)
@@ -121,6 +139,7 @@ def train(
     blocked: tuple[str, ...] = (),
     state: dict | None = None,
     steps: tuple[int, int] = (0, 3),
+    samples: Sequence[dict] = (),
     **environment: str,
 ) -> tuple[dict, str]:
     """Run a few logged steps in a process of its own; return the state and what was said.
@@ -134,8 +153,10 @@ def train(
         "state": state or {},
         "step": steps[0],
         "until": steps[1],
+        "samples": samples,
     }
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    trackers = ("WANDB", "SWANLAB", "TRACKIO", "HF_")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(trackers)}
     process = subprocess.Popen(
         [sys.executable, "-c", TRAIN, json.dumps(request)],
         stdin=subprocess.PIPE,
@@ -149,7 +170,8 @@ def train(
     stdout, stderr = process.stdout.read(), process.stderr.read()
     assert process.wait() == 0, stderr
     assert len(read(run / "metrics.jsonl")) == steps[1]
-    return json.loads(stdout.splitlines()[-1]), stderr
+    # Standard output is for results: no tracker may print there.
+    return json.loads(stdout), stderr
 
 
 def records(folder: Path) -> list[dict]:
@@ -188,6 +210,23 @@ def test_wandb_without_login_writes_all_offline_and_says_how_to_sync(tmp_path):
     assert list(Path(folder).glob("*.wandb"))
 
 
+def test_wandb_holds_the_samples_of_each_step_as_a_table(tmp_path):
+    pytest.importorskip("wandb")
+    run = tmp_path / "first"
+    train(run, tmp_path, samples=ROWS)
+    items = [r["history"]["item"] for r in records(run) if r["type"] == "history"]
+    tables = [(item["step"], item["samples.path"]) for item in items]
+    assert [step for step, _ in tables] == [1, 2, 3]
+    files = next(run.glob("wandb/offline-run-*/files"))
+    for step, path in tables:
+        table = json.loads((files / path).read_text(encoding="utf-8"))
+        assert table["columns"] == ["prompt", "answer", "score", "note"]
+        assert table["data"] == [
+            ["What is a comet?", "Ice.", step, ""],
+            [HOSTILE, HOSTILE, step, 0.5],
+        ]
+
+
 def test_a_resumed_wandb_run_keeps_its_id_and_name(tmp_path):
     pytest.importorskip("wandb")
     run = tmp_path / "first"
@@ -210,7 +249,7 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path):
 def test_a_folder_named_wandb_is_not_taken_for_the_package(tmp_path):
     (tmp_path / "wandb").mkdir()
     request = {"run": "run", "config": {"use_wandb": True}, "blocked": [], "state": {}}
-    request |= {"step": 0, "until": 1}
+    request |= {"step": 0, "until": 1, "samples": []}
     # -S leaves out installed packages; those needed beside wandb are put back one by one.
     needed = ("yaml", "rich", "pygments", "markdown_it", "mdurl", "cygnet")
     for name in needed:
@@ -288,8 +327,49 @@ def test_tensorboard_holds_every_step_once_after_a_resume(tmp_path):
     assert events.Scalars("loss")[3].value == pytest.approx(1 / 4)
 
 
-def test_without_tensorboard_one_line_says_what_to_install(tmp_path):
-    config = {"tracker": "tensorboard"}
-    _, said = train(tmp_path / "run", tmp_path, config=config, blocked=("tensorboard",))
-    assert "pip install" in said
+def test_tensorboard_shows_the_samples_of_each_step_as_they_are(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    train(tmp_path / "run", tmp_path, config={"tracker": "tensorboard"}, samples=ROWS)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    logged = events.Tensors("samples/text_summary")
+    assert [event.step for event in logged] == [1, 2, 3]
+    shown = ShownTable()
+    shown.feed(markdown_to_safe_html(logged[1].tensor_proto.string_val[0]))
+    assert shown.rows == [
+        ["prompt", "answer", "score", "note"],
+        ["What is a comet?", "Ice.", "2", ""],
+        [HOSTILE, HOSTILE, "2", "0.5"],
+    ]
+    assert not {"script", "strong", "em", "code"} & shown.tags
+
+
+class ShownTable(HTMLParser):
+    """The table that a page shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        elif tag == "br":
+            self.rows[-1][-1] += "\n"
+
+    def handle_data(self, data):
+        if self.rows and self.rows[-1] and data.strip():
+            self.rows[-1][-1] += data
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "swanlab", "trackio"])
+def test_without_the_package_of_a_tracker_one_line_says_what_to_install(tmp_path, name):
+    _, said = train(tmp_path / "run", tmp_path, config={"tracker": name}, blocked=(name,))
+    assert f"pip install 'cygnet[{name}]'" in said
     assert said.count("\n") == 1
