@@ -23,7 +23,7 @@ from tests.train.parallel.test_equal import losses, weights
 
 RUNNER = str(Path(__file__).with_name("runner.py"))
 KILLS = 6
-LONG = {"steps": 60, "checkpoint_every": 1, "keep_checkpoints": 3, "eval_every": 1000}
+LONG = {"steps": 150, "checkpoint_every": 1, "keep_checkpoints": 3, "eval_every": 1000}
 
 
 def children(process: int) -> list[int]:
@@ -112,7 +112,7 @@ def test_sigterm_to_all_writes_a_checkpoint_and_asks_to_be_tried_again(
 
 
 def test_a_hung_process_is_named(labelled: ShardReader, tmp_path: Path) -> None:
-    long = {**LONG, "steps": 100_000, "checkpoint_every": 100_000, "timeout_s": 4.0}
+    long = {**LONG, "steps": 100_000, "checkpoint_every": 100_000, "timeout_s": 12.0}
     processes = by_hand(request(labelled, tmp_path / "run", **long))
     metrics = tmp_path / "run/metrics.jsonl"
     while not metrics.exists() or metrics.read_text().count("\n") < 4:
