@@ -166,8 +166,7 @@ def evaluate_stages(run: Path, config: EvalConfig, train: TrainConfig) -> None:
     }
     if "data" not in heldout:
         raise UserError(
-            f"{run}: no {HELDOUT} in its data/; give the folder of a whole run (cygnet run), or "
-            "the --out of a cygnet pretrain, sft or dpo that made its own data"
+            f"{run}: no {HELDOUT} in its data/; give the folder of a whole run (cygnet run)"
         )
     hashes = {name: sha256_file(path) for name, path in heldout.items()}
     rows = {name: list(read_jsonl(path)) for name, path in heldout.items()}
@@ -293,7 +292,12 @@ def pretrain_command(config: PretrainCommand) -> None:
         data = _data_folder(config.data, out / "data")
         tokenizer = config.tokenizer
         if tokenizer is None and config.from_ is None:
-            tokenizer = train_tokenizer_step(data, out / "tokenizer", config.model.vocab_size)
+            tokenizer = out / "tokenizer"
+            made_from = read_json(tokenizer / "inputs.json").get("data")
+            if made_from == sha256_file(data / "manifest.json"):
+                say(f"tokenizer: taking the one in {tokenizer}")
+            else:
+                train_tokenizer_step(data, tokenizer, config.model.vocab_size)
     model = pretrain(
         data, tokenizer or out, out / "shards", out, config.model, config.pretrain, config.from_
     )
@@ -317,7 +321,7 @@ class SftCommand:
 
 def sft_command(config: SftCommand) -> None:
     """Prepare what is missing, and tune."""
-    start = _required(config.from_, "sft")
+    start = find_model(_required(config.from_, "sft"))
     out = config.out
     with first("instructions", config.sft.timeout_s):
         data = _data_folder(config.data, out / "data")

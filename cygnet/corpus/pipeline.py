@@ -288,7 +288,7 @@ class _Preparation:
         dropped = ", ".join(f"{name} {c.documents:,}" for name, c in counts.items() if c.documents)
         return (
             f"{where}: all {num_read:,} documents were dropped ({dropped}); "
-            "give more or longer text, or lower --min-chars"
+            "give more or longer text, or lower --corpus.min-chars"
         )
 
 

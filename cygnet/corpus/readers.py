@@ -195,7 +195,7 @@ class _Rows:
         shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
         return (
             f"no field {wanted!r}{nearest(wanted, names)}; the fields are {shown or 'none'}; "
-            "name the one that holds the text with --text-field"
+            "name the one that holds the text with --corpus.text-field"
         )
 
 

@@ -40,6 +40,6 @@ def heldout_limit(positions: Sequence[float], share: float) -> float:
     if len(ordered) < 2:
         raise UserError(
             f"no held-out text left: the {len(positions)} usable document(s) are one subject; "
-            "give more text, or cut it into more documents with a smaller --max-chars"
+            "give more text, or cut it into more documents with a smaller --corpus.max-chars"
         )
     return ordered[1]

@@ -14,6 +14,7 @@ from cygnet.progress import say
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.checkpoint import Checkpoint, newest_checkpoint
 from cygnet.train.engine import Engine
+from cygnet.train.hardware import choose_device
 from cygnet.train.parallel.group import connect, first, on_rank_zero, world
 from cygnet.train.run_folder import changes, is_finished, keep_aside, plain
 from cygnet.train.stage import Stage
@@ -45,6 +46,7 @@ def train_and_save(
     """
     origin = {"stage": name, "model": plain(model.config), "inputs": inputs}
     connect(config.timeout_s)
+    choose_device(config.device)  # before anything is moved
     if config.resume != "never" and is_finished(run, origin, config):
         say(f"{name}: up to date, nothing to do ({run})")
         return run / "model"
