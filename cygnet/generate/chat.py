@@ -88,10 +88,11 @@ class Conversation:
 
     def __init__(self, path: Path, sampling: Sampling, system: str | None = None) -> None:
         from cygnet.export.huggingface import load_folder
-        from cygnet.generate.engine import Generator
+        from cygnet.generate.engine import Engine
 
         model, self.tokenizer = load_folder(path)
-        self.generator = Generator(model, self.tokenizer)
+        # One slot, which keeps the conversation: each turn reads only what is new.
+        self.engine = Engine(model, self.tokenizer, num_slots=1)
         self.sampling = sampling
         self.system = system
         self.messages: list[dict[str, Any]] = []
@@ -110,7 +111,7 @@ class Conversation:
         Raises:
             UserError: the message alone fills the context; the conversation stays as it was.
         """
-        from cygnet.generate.engine import text_stream
+        from cygnet.generate.request import Request
 
         asked = [*self.messages, {"role": "user", "content": text}]
         prompt, left_out = self._fitting(asked)
@@ -119,10 +120,10 @@ class Conversation:
             asked = asked[left_out:]
         said: list[str] = []
         try:
-            stream = self.generator.stream(prompt, self.sampling)
-            for piece in text_stream(self.tokenizer, stream, self.sampling.stop):
-                said.append(piece)
-                yield piece
+            for event in self.engine.run(Request(prompt=prompt, sampling=self.sampling)):
+                if event.text:
+                    said.append(event.text)
+                    yield event.text
         finally:
             if said:
                 self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
@@ -131,7 +132,7 @@ class Conversation:
         """Return the prompt's ids, and how many of the oldest messages were left out."""
         from cygnet.text.chat import encode_chat
 
-        context = self.generator.context
+        context = self.engine.max_len
         room = min(self.sampling.max_new_tokens, context // 2)
         system = [{"role": "system", "content": self.system}] if self.system else []
         for left_out in range(0, len(messages), 2):

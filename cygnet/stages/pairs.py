@@ -22,7 +22,7 @@ from typing import Any
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.errors import UserError
 from cygnet.files import JsonlWriter, folder_atomic, open_bytes, read_jsonl, write_json
-from cygnet.generate.engine import Generator
+from cygnet.generate.generator import Generator
 from cygnet.generate.sampling import Sampling
 from cygnet.messages import validate
 from cygnet.progress import say

@@ -69,7 +69,7 @@ def test_a_system_prompt_changes_the_answer(folder: Path) -> None:
 def test_oldest_turns_make_room_and_that_is_said(
     conversation: Conversation, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    context = conversation.generator.context
+    context = conversation.engine.max_len
     conversation.sampling = Sampling(max_new_tokens=100, seed=1)
     conversation.system = "Be brief."
     for number in range(24):
@@ -105,7 +105,7 @@ def test_a_turn_stopped_before_its_answer_began_leaves_nothing(
     def interrupted(*_: object) -> Iterator[int]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conversation.generator, "stream", interrupted)
+    monkeypatch.setattr(conversation.engine, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         next(conversation.answer("swan"))
     assert conversation.messages == []
