@@ -30,6 +30,7 @@ from cygnet.generate.request import (
 from cygnet.generate.row import Batch, Row
 from cygnet.generate.runner import Part, Runner
 from cygnet.generate.slots import SlotTable
+from cygnet.generate.speculative import DRAWS_PER_TOKEN, Speculation
 from cygnet.model.transformer import Transformer
 from cygnet.text.tokenizer import Tokenizer
 
@@ -50,6 +51,10 @@ class Engine:
             and that if left out.
         max_waiting: requests that may wait for a slot; none for any number.
         chunk_tokens: tokens of prompts that one step reads.
+        compile: see `Runner`.
+        draft: a smaller model of the same tokenizer that proposes `num_proposals` tokens a step
+            (`Speculation`): the same distribution, from other random numbers. Used while all that
+            run are without penalties, biases, grammars and log-probabilities.
 
     Attributes:
         max_len, num_slots: as given.
@@ -65,6 +70,9 @@ class Engine:
         max_len: int | None = None,
         max_waiting: int | None = None,
         chunk_tokens: int = CHUNK_TOKENS,
+        compile: bool = False,
+        draft: Transformer | None = None,
+        num_proposals: int = 4,
     ) -> None:
         context = model.config.max_position
         self.max_len = min(max_len or context, context)
@@ -75,8 +83,17 @@ class Engine:
         self._ends = {tokenizer.im_end_id, tokenizer.eos_id}
         # A model may have more outputs than the tokenizer has entries.
         self._num_outputs = min(tokenizer.vocab_size, model.config.vocab_size)
-        self._runner = Runner(model, num_slots, self.max_len)
-        self._slots = SlotTable([self._runner], num_slots)
+        # Proposals may stand beyond the end of an answer.
+        length = self.max_len + (num_proposals if draft else 0)
+        self._runner = Runner(model, num_slots, length, compile)
+        self._speculation: Speculation | None = None
+        runners = [self._runner]
+        if draft is not None:
+            if draft.config.vocab_size < self._num_outputs:
+                raise UserError("the draft model has a smaller vocabulary than the model")
+            runners.append(Runner(draft, num_slots, length, compile))
+            self._speculation = Speculation(runners[1], num_proposals, self._num_outputs)
+        self._slots = SlotTable(runners, num_slots)
         self._waiting: deque[Answer] = deque()
         self._prefilling: list[Row] = []
         self._running: list[Row] = []  # the row in slot i at index i
@@ -189,7 +206,8 @@ class Engine:
             room = min(
                 answer.request.sampling.max_new_tokens, self.max_len - len(answer.request.prompt)
             )
-            self._prefilling.append(Row(answer, slot, room, self.tokenizer))
+            draws = DRAWS_PER_TOKEN if self._speculation else 1
+            self._prefilling.append(Row(answer, slot, room, self.tokenizer, draws))
 
     def _prefill(self) -> list[Event]:
         """Read a chunk of prompts; those read to their end get their first token."""
@@ -219,17 +237,34 @@ class Engine:
 
     def _decode(self) -> list[Event]:
         rows = list(self._running)
+        if self._batch is None:
+            self._batch = Batch(rows, self._runner.device)
+        if self._speculation and self._batch.may_speculate:
+            return self._speculate(self._speculation, self._batch)
         tokens = [[row.tokens[-1]] for row in rows]
         logits_RV = self._runner.decode(tokens, [row.slot.num_filled for row in rows])[:, 0]
         for row in rows:
             row.slot.num_filled += 1
-        if self._batch is None:
-            self._batch = Batch(rows, self._runner.device)
         return self._choose(self._batch, logits_RV[:, : self._num_outputs])
+
+    def _speculate(self, speculation: Speculation, batch: Batch) -> list[Event]:
+        """Let the draft model propose and the model judge."""
+        rows = batch.rows
+        proposals, proposed_RGV = speculation.propose(rows, batch.columns)
+        tokens = [[row.tokens[-1], *own] for row, own in zip(rows, proposals, strict=True)]
+        logits_RGV = self._runner.decode(tokens, [row.slot.num_filled for row in rows])
+        found = speculation.judge(
+            rows, batch.columns, proposals, proposed_RGV, logits_RGV[..., : self._num_outputs]
+        )
+        for row, own in zip(rows, found, strict=True):
+            row.slot.num_filled += len(own)
+            # The draft model has read all proposals but the last.
+            row.draft_filled = min(row.draft_filled, row.slot.num_filled)
+        return [self._take(row, own, []) for row, own in zip(rows, found, strict=True)]
 
     def _choose(self, batch: Batch, logits_RV: Tensor) -> list[Event]:
         """Let each row take its next token; those that are finished leave."""
-        draws = [row.draws[len(row.answer.token_ids)] for row in batch.rows]
+        draws = [row.next_draw for row in batch.rows]
         tokens = batch.choose(logits_RV, draws)
         logprobs = batch.logprobs(logits_RV, tokens)
         return [
@@ -281,4 +316,7 @@ class Engine:
             self._running[index] = last
             self._running.pop()
             self._batch = None
+        # Nothing is kept of tokens behind the end, and of what a draft model has not read.
+        read = row.draft_filled if self._speculation else row.slot.num_filled
+        row.slot.num_filled = min(row.slot.num_filled, read, len(row.tokens))
         self._slots.release(row.slot, row.tokens)

@@ -42,6 +42,7 @@ class Row:
         self.answer = answer
         self.slot = slot
         self.room = room
+        self.draws_per_token = draws_per_token
         self.tokens = list(request.prompt)
         self.text = TextStream(tokenizer, sampling.stop, request.keep_special)
         self.draws: list[float] = draw_uniform(sampling.seed, draws_per_token * room).tolist()
@@ -61,6 +62,11 @@ class Row:
         """Whether its distribution depends on the logits and its sampling settings alone."""
         bias = self.answer.request.logit_bias
         return self.seen_V is None and self.matcher is None and not bias
+
+    @property
+    def next_draw(self) -> float:
+        """The first random number of the next token."""
+        return self.draws[self.draws_per_token * len(self.answer.token_ids)]
 
     @property
     def prompt_length(self) -> int:
@@ -86,6 +92,9 @@ class Batch:
         self.columns = Columns([row.answer.request.sampling for row in rows], device)
         self.is_plain = all(row.is_plain for row in rows)
         self.has_penalties = any(row.seen_V is not None for row in rows)
+        self.may_speculate = self.is_plain and all(
+            row.answer.request.logprobs is None for row in rows
+        )
         self.bias = self._bias()
 
     def choose(self, logits_RV: Tensor, draws_R: Sequence[float]) -> list[int]:

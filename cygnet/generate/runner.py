@@ -5,7 +5,7 @@ Shapes: R rows, T tokens, S segments, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,19 +31,28 @@ class Runner:
             do not show.
         num_slots: sequences that it holds.
         max_len: positions of each.
+        compile: compile both kinds of step now, for about a minute, and seconds where torch has
+            it from an earlier time; worth it for many requests.
     """
 
-    def __init__(self, model: Transformer, num_slots: int, max_len: int) -> None:
+    def __init__(
+        self, model: Transformer, num_slots: int, max_len: int, compile: bool = False
+    ) -> None:
         self.model = laid_out(model)
         self.device = model.output_weight.device
         self.cache = KVCache(model.config, num_slots, max_len, model.compute_dtype, self.device)
+        self._hidden_compiled: Callable[[Tensor, Segments], Tensor] | None = None
+        if compile:
+            self._compile()
 
     def prefill(self, parts: Sequence[Part]) -> Tensor:
         """Let slots read their next tokens; return the logits behind each part, (S, V) float32."""
         segments = [Segment(part.slot, part.start, len(part.token_ids)) for part in parts]
         view = Segments(self.cache, segments, self.device)
         tokens = torch.tensor([[i for part in parts for i in part.token_ids]], device=self.device)
-        hidden = self.model(tokens, cache=view)
+        # One token alone would be compiled anew, for a time at which others wait.
+        run = self._hidden_compiled if tokens.shape[1] > 1 else None
+        hidden = (run or self._hidden)(tokens, view)
         return self.model.logits(hidden[0, view.last])
 
     def decode(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
@@ -58,6 +67,28 @@ class Runner:
         starts_R1 = torch.tensor(starts, device=self.device)[:, None]
         positions_RT = starts_R1 + torch.arange(T, device=self.device)
         return self._decode(tokens_RT, positions_RT, max(starts) + T)
+
+    def _compile(self) -> None:
+        """Compile for one row, for several and for prompts, each for any length."""
+        import torch._dynamo.config
+        import torch._inductor.config
+
+        decode, hidden = self._decode, self._hidden
+        with (
+            # Weights become constants, laid out for the processor's matrix instructions.
+            torch._inductor.config.patch(freezing=True),  # type: ignore[no-untyped-call]
+            # Several models of one process are several compilations of the same function.
+            torch._dynamo.config.patch(recompile_limit=64),  # type: ignore[no-untyped-call]
+            torch.inference_mode(),
+        ):
+            self._decode = torch.compile(decode, dynamic=True)  # type: ignore[method-assign]
+            self._hidden_compiled = torch.compile(hidden, dynamic=True)
+            for num_rows in (1, 2)[: self.cache.num_slots]:
+                self.decode([[0]] * num_rows, [self.cache.max_len // 2] * num_rows)
+            self.prefill([Part(0, 0, [0] * (self.cache.max_len // 2))])
+
+    def _hidden(self, tokens_1M: Tensor, view: Segments) -> Tensor:
+        return self.model(tokens_1M, cache=view)
 
     def _decode(self, tokens_RT: Tensor, positions_RT: Tensor, length: int) -> Tensor:
         view = Rows(self.cache, positions_RT, length)

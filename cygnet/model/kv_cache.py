@@ -12,6 +12,7 @@ positions that are read.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import torch
@@ -124,28 +125,51 @@ class Segments:
         self.segments = segments
         positions = [torch.arange(s.start, s.start + s.num_tokens) for s in segments]
         self.positions = torch.cat(positions)[None].to(device)
+        # An empty one more: torch.compile would make code of its own for a single segment.
+        self.table = torch.tensor([*segments, (0, 0, 0)])
 
     @property
     def last(self) -> list[int]:
         """Where in the packed row each segment's last token stands."""
-        ends, end = [], 0
-        for segment in self.segments:
-            end += segment.num_tokens
-            ends.append(end - 1)
-        return ends
+        return [end - 1 for end in accumulate(s.num_tokens for s in self.segments)]
 
     def attend(self, layer: int, q_1NMH: Tensor, k_1KMH: Tensor, v_1KMH: Tensor) -> Tensor:
         """Store new keys and values and return what the queries read, (1, N, M, H)."""
-        outputs, begin = [], 0
-        for slot, start, num_tokens in self.segments:
-            packed, end = slice(begin, begin + num_tokens), start + num_tokens
-            keys = self.cache.keys[layer][slot : slot + 1]
-            values = self.cache.values[layer][slot : slot + 1]
-            keys[:, :, start:end] = k_1KMH[:, :, packed]
-            values[:, :, start:end] = v_1KMH[:, :, packed]
-            index = torch.arange(end, device=q_1NMH.device)
-            mask = (index <= index[start:, None])[None, None]
-            q_1NTH = q_1NMH[:, :, packed]
-            outputs.append(masked_attention(q_1NTH, keys[:, :, :end], values[:, :, :end], mask))
-            begin += num_tokens
-        return torch.cat(outputs, dim=2)
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        return attend_segments(q_1NMH, k_1KMH, v_1KMH, keys, values, self.table)
+
+
+@torch.library.custom_op("cygnet::attend_segments", mutates_args=("keys", "values"))
+def attend_segments(
+    q_1NMH: Tensor, k_1KMH: Tensor, v_1KMH: Tensor, keys: Tensor, values: Tensor, table_S3: Tensor
+) -> Tensor:
+    """Store packed keys and values in one layer's slots and attend, each segment to its own slot.
+
+    One operation to torch.compile, so that the same code serves any segments.
+
+    Args:
+        q_1NMH, k_1KMH, v_1KMH: of the packed tokens.
+        keys, values: the layer's slots.
+        table_S3: (S, 3) int64 on the CPU, `Segment`s; those of no tokens are left out.
+    """
+    outputs, begin = [], 0
+    for slot, start, num_tokens in table_S3.tolist():
+        if not num_tokens:
+            continue
+        packed, end = slice(begin, begin + num_tokens), start + num_tokens
+        own_keys, own_values = keys[slot : slot + 1], values[slot : slot + 1]
+        own_keys[:, :, start:end] = k_1KMH[:, :, packed]
+        own_values[:, :, start:end] = v_1KMH[:, :, packed]
+        index = torch.arange(end, device=q_1NMH.device)
+        mask = (index <= index[start:, None])[None, None]
+        read = (own_keys[:, :, :end], own_values[:, :, :end])
+        outputs.append(masked_attention(q_1NMH[:, :, packed], read[0], read[1], mask))
+        begin += num_tokens
+    return torch.cat(outputs, dim=2).contiguous()
+
+
+@attend_segments.register_fake
+def _(
+    q_1NMH: Tensor, k_1KMH: Tensor, v_1KMH: Tensor, keys: Tensor, values: Tensor, table_S3: Tensor
+) -> Tensor:
+    return torch.empty_like(q_1NMH, memory_format=torch.contiguous_format)

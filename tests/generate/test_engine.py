@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from cygnet.generate.engine import Engine
 from cygnet.generate.request import Answer, Event, QueueFull, Request, best_of
 from cygnet.generate.sampling import Sampling
 from cygnet.text.tokenizer import train_tokenizer
-from tests.models import random_model
+from tests.models import SMALL, random_model
 
 TOKENIZER = train_tokenizer(["a swan 天鹅 and a lake 湖水 in the grey rain"] * 3, 320)
 MODEL = random_model()
@@ -280,3 +281,49 @@ def test_what_cannot_be_answered_is_refused_by_name() -> None:
         with pytest.raises(UserError, match=message):
             running.submit(request)
     assert running.is_idle
+
+
+DRAFT = random_model(replace(SMALL, num_layers=1))
+
+
+def test_speculation_leaves_the_greedy_text_as_it_is() -> None:
+    requests = [
+        Request(prompt=tokens(9 + 7 * i, i), sampling=Sampling(temperature=0, max_new_tokens=20))
+        for i in range(5)
+    ]
+    for draft in (DRAFT, MODEL):
+        running = Engine(MODEL, TOKENIZER, num_slots=3, draft=draft)
+        answers = [running.submit(request) for request in requests]
+        steps = 0
+        while not running.is_idle:
+            running.step()
+            steps += 1
+        for request, answer in zip(requests, answers, strict=True):
+            assert answer.token_ids == alone(request).token_ids
+    assert steps < 20  # the model as its own draft: all that it proposes holds
+
+
+def test_speculation_keeps_the_models_distribution() -> None:
+    """The second and third token, over many seeds, against their exact probabilities."""
+    config = replace(SMALL, vocab_size=TOKENIZER.vocab_size)
+    model, draft = random_model(config), random_model(config, seed=1)
+    sampling = Sampling(temperature=1.0, top_p=1.0, top_k=3, max_new_tokens=3)
+    prompt = tokens(6)
+    request = Request(prompt=prompt, sampling=sampling, ignore_end=True)
+    running = Engine(model, TOKENIZER, num_slots=64, draft=draft, num_proposals=2)
+    answers = running.submit_many(request, 3000)
+    finish(running)
+    counts = Counter(tuple(answer.token_ids) for answer in answers)
+    expected = dict.fromkeys([()], 1.0)
+    for _ in range(3):
+        longer = {}
+        for ids, share in expected.items():
+            with torch.no_grad():
+                logits = model.logits(model(torch.tensor([[*prompt, *ids]])))[0, -1]
+            top = logits.topk(3)
+            for token, p in zip(top.indices.tolist(), top.values.softmax(0).tolist(), strict=True):
+                longer[*ids, token] = share * p
+        expected = longer
+    assert counts.keys() <= expected.keys()
+    squares = sum((counts[ids] - 3000 * p) ** 2 / (3000 * p) for ids, p in expected.items())
+    assert squares < 55  # chi-square of 26 degrees of freedom: 99.9 % lie below 54.1
