@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cygnet.errors import UserError
+from cygnet.generate.quantize import Weights
 from cygnet.generate.request import (
     Answer,
     Event,
@@ -51,7 +52,7 @@ class Engine:
             and that if left out.
         max_waiting: requests that may wait for a slot; none for any number.
         chunk_tokens: tokens of prompts that one step reads.
-        compile: see `Runner`.
+        compile, weights: see `Runner`.
         draft: a smaller model of the same tokenizer that proposes `num_proposals` tokens a step
             (`Speculation`): the same distribution, from other random numbers. Used while all that
             run are without penalties, biases, grammars and log-probabilities.
@@ -71,6 +72,7 @@ class Engine:
         max_waiting: int | None = None,
         chunk_tokens: int = CHUNK_TOKENS,
         compile: bool = False,
+        weights: Weights = "float",
         draft: Transformer | None = None,
         num_proposals: int = 4,
     ) -> None:
@@ -85,7 +87,7 @@ class Engine:
         self._num_outputs = min(tokenizer.vocab_size, model.config.vocab_size)
         # Proposals may stand beyond the end of an answer.
         length = self.max_len + (num_proposals if draft else 0)
-        self._runner = Runner(model, num_slots, length, compile)
+        self._runner = Runner(model, num_slots, length, compile, weights)
         self._speculation: Speculation | None = None
         runners = [self._runner]
         if draft is not None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cygnet.generate.quantize import Weights, quantize
 from cygnet.model.kv_cache import KVCache, Rows, Segment, Segments
 from cygnet.model.transformer import Transformer
 
@@ -31,14 +32,22 @@ class Runner:
             do not show.
         num_slots: sequences that it holds.
         max_len: positions of each.
+        weights: "int8" or "int4" keep the matrices so (`cygnet.generate.quantize`).
         compile: compile both kinds of step now, for about a minute, and seconds where torch has
             it from an earlier time; worth it for many requests.
     """
 
     def __init__(
-        self, model: Transformer, num_slots: int, max_len: int, compile: bool = False
+        self,
+        model: Transformer,
+        num_slots: int,
+        max_len: int,
+        compile: bool = False,
+        weights: Weights = "float",
     ) -> None:
         self.model = laid_out(model)
+        if weights != "float":
+            quantize(self.model, weights)
         self.device = model.output_weight.device
         self.cache = KVCache(model.config, num_slots, max_len, model.compute_dtype, self.device)
         self._hidden_compiled: Callable[[Tensor, Segments], Tensor] | None = None
@@ -76,9 +85,9 @@ class Runner:
         decode, hidden = self._decode, self._hidden
         with (
             # Weights become constants, laid out for the processor's matrix instructions.
-            torch._inductor.config.patch(freezing=True),  # type: ignore[no-untyped-call]
+            torch._inductor.config.patch(freezing=True),
             # Several models of one process are several compilations of the same function.
-            torch._dynamo.config.patch(recompile_limit=64),  # type: ignore[no-untyped-call]
+            torch._dynamo.config.patch(recompile_limit=64),
             torch.inference_mode(),
         ):
             self._decode = torch.compile(decode, dynamic=True)  # type: ignore[method-assign]

@@ -16,6 +16,7 @@ from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cygnet.config import ModelConfig
@@ -160,10 +161,18 @@ def attend_segments(
         own_keys, own_values = keys[slot : slot + 1], values[slot : slot + 1]
         own_keys[:, :, start:end] = k_1KMH[:, :, packed]
         own_values[:, :, start:end] = v_1KMH[:, :, packed]
-        index = torch.arange(end, device=q_1NMH.device)
-        mask = (index <= index[start:, None])[None, None]
-        read = (own_keys[:, :, :end], own_values[:, :, :end])
-        outputs.append(masked_attention(q_1NMH[:, :, packed], read[0], read[1], mask))
+        q_1NTH, keys_1KLH, values_1KLH = (
+            q_1NMH[:, :, packed], own_keys[:, :, :end], own_values[:, :, :end]
+        )  # fmt: skip
+        if start == 0:  # without a mask, what lies above the diagonal is not computed
+            out = F.scaled_dot_product_attention(
+                q_1NTH, keys_1KLH, values_1KLH, is_causal=True, enable_gqa=True
+            )
+        else:
+            index = torch.arange(end, device=q_1NMH.device)
+            mask = (index <= index[start:, None])[None, None]
+            out = masked_attention(q_1NTH, keys_1KLH, values_1KLH, mask)
+        outputs.append(out)
         begin += num_tokens
     return torch.cat(outputs, dim=2).contiguous()
 
