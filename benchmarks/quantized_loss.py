@@ -1,0 +1,56 @@
+"""What 8 and 4 bits cost: bits per byte of held-out documents with each kind of weights.
+
+python -m benchmarks.quantized_loss RUN_OR_MODEL DOCUMENTS.jsonl [--documents 200]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+
+from cygnet.export.huggingface import load_folder
+from cygnet.files import read_jsonl
+from cygnet.generate.quantize import quantize
+from cygnet.generate.runner import laid_out
+from cygnet.model.loss import token_log_probs
+from cygnet.model.transformer import Transformer
+
+
+@torch.inference_mode()
+def bits_per_byte(model: Transformer, documents: list[list[int]], num_bytes: int) -> float:
+    total = 0.0
+    for ids in documents:
+        tokens = torch.tensor(ids)
+        logits = model.logits(model(tokens[None, :-1]))[0]
+        total -= float(token_log_probs(logits, tokens[1:]).sum())
+    return total / math.log(2) / num_bytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("documents", type=Path)
+    parser.add_argument("--documents", dest="count", type=int, default=200)
+    arguments = parser.parse_args()
+    model, tokenizer = load_folder(arguments.model)
+    texts = [row["text"] for _, row in zip(range(arguments.count), read_jsonl(arguments.documents))]  # noqa: B905
+    # Each document as it is learnt: behind the token that ends the one before, cut at the context.
+    whole = [[tokenizer.eos_id, *tokenizer.encode(text)] for text in texts]
+    documents = [ids[: model.config.max_position] for ids in whole]
+    num_bytes = sum(len(tokenizer.token_bytes(i)) for ids in documents for i in ids[1:])
+    model.compute_dtype = torch.float32
+    print(f"{'float32':10} {bits_per_byte(model, documents, num_bytes):.4f} bits per byte")
+    model.compute_dtype = torch.bfloat16
+    for weights in ("float", "int8", "int4"):
+        copy = laid_out(model)
+        if weights != "float":
+            quantize(copy, weights)
+        name = "bfloat16" if weights == "float" else weights
+        print(f"{name:10} {bits_per_byte(copy, documents, num_bytes):.4f} bits per byte")
+
+
+if __name__ == "__main__":
+    main()
