@@ -79,7 +79,9 @@ VERBS = {
     "plan": Verb(
         "what a training run needs, against what this machine has",
         "cygnet.recipe", "PlanCommand", "plan_command",
-        ("cygnet plan --preset 104m --batch_tokens 32768",),
+        ("cygnet plan --preset 104m --batch_tokens 32768",
+         "cygnet plan --preset 104m --processes 64 --parallel fsdp",
+         "cygnet plan --processes 2 --deepspeed configs/deepspeed/zero1.json"),
     ),
     "compare": Verb(
         "training runs side by side: a table, and a picture of their losses",

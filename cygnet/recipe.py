@@ -34,9 +34,12 @@ from cygnet.stages.pairs import NoPairsError, PairConfig, build_pairs, take_pair
 from cygnet.stages.pretrain import pretrain
 from cygnet.stages.sft import sft
 from cygnet.text.tokenizer import Tokenizer, make_tokenizer
+from cygnet.train.comparison import describe_processes
 from cygnet.train.hardware import find_hardware
+from cygnet.train.layout import layout_of
+from cygnet.train.parallel.choose import choose_parallel
 from cygnet.train.parallel.group import connect, first, on_rank_zero
-from cygnet.train.planner import describe_plan
+from cygnet.train.planner import describe_plan, plan, smallest_plan
 from cygnet.train.run_folder import keep_aside
 
 STAGES = ("pretrain", "sft", "dpo")
@@ -387,13 +390,36 @@ class PlanCommand:
     """See what fits."""
 
     reads_yaml: ClassVar[bool] = True
+    processes: int = 1
+    """Processes to plan for; with several, all ways of spreading are compared."""
+    processes_per_machine: int | None = None
+    """Processes that share a machine like this one; none means one for each core, or GPU."""
     model: ModelConfig = ModelConfig()
     pretrain: Train = TrainConfig()
 
 
 def plan_command(config: PlanCommand) -> None:
-    """Print the plan."""
-    print(describe_plan(config.model, config.pretrain, find_hardware(config.pretrain)))
+    """Print the plan.
+
+    Raises:
+        UserError: not even one row fits one process, or settings contradict each other.
+    """
+    train, processes = config.pretrain, config.processes
+    machine = find_hardware(train)
+    for name in ("processes", "processes_per_machine"):
+        if (getattr(config, name) or 1) < 1:
+            raise UserError(f"--{name} {getattr(config, name)}: it must be above zero")
+    if processes == 1:
+        if train.parallel != "auto" or train.deepspeed:
+            raise UserError("a way to spread is asked for: say over how many, with --processes N")
+        print(describe_plan(plan(config.model, train, machine)))
+        return
+    each = config.processes_per_machine or min(processes, max(machine.num_places, 1))
+    hardware = machine.shared_by(each)
+    chosen, why = choose_parallel(train, config.model, hardware, processes)
+    layout = layout_of(chosen, processes)
+    found = smallest_plan(config.model, chosen, hardware, layout)
+    print(describe_processes(found, why, machine, each))
 
 
 def _data_folder(paths: Sequence[str], out: Path) -> Path:

@@ -26,16 +26,11 @@ from cygnet.progress import progress, say
 from cygnet.text.loader import Batch
 from cygnet.train.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint
 from cygnet.train.guards import DivergedError, blame, check_batch, interruptible
-from cygnet.train.hardware import Hardware, Memory, find_hardware
+from cygnet.train.hardware import find_hardware
+from cygnet.train.layout import layout_of
 from cygnet.train.optim import resolve_optimizer
-from cygnet.train.parallel.choose import (
-    CUTTING_MODELS,
-    check_parallel,
-    choose_parallel,
-    spread,
-)
+from cygnet.train.parallel.choose import choose_parallel, spread
 from cygnet.train.parallel.group import (
-    World,
     any_of,
     connect,
     explained_time_outs,
@@ -81,7 +76,7 @@ class Engine:
         self.run, self.stage, self.requested, self.origin = run, stage, config, origin
         self.step = self.tokens = 0
         self.world = connect(config.timeout_s)
-        self.hardware = _share_of(find_hardware(config), self.world)
+        self.hardware = find_hardware(config).shared_by(self.world.local_size)
         # The same choice in every process, whatever each has measured.
         self.config = on_rank_zero(lambda: self._resolve(config, model))
         torch.set_num_threads(self.config.threads or 1)
@@ -131,10 +126,11 @@ class Engine:
         # torch counts the machine's cores, also where a container may use fewer.
         allowed = min(torch.get_num_threads(), self.hardware.num_cores)
         threads = config.threads or allowed
-        check_parallel(config)
-        parallel, why = choose_parallel(config, model.config, self.hardware.memory.free_bytes)
+        config, why = choose_parallel(
+            config, model.config, self.hardware, self.world.size, weights_loaded=True
+        )
         if self.world.size > 1:
-            say(f"{self.world.size} processes: {parallel} ({why})")
+            say(f"{self.world.size} processes: {config.parallel} ({why})")
         steps = config.steps
         if config.tokens is not None:
             steps = math.ceil(config.tokens / (config.rows_per_batch * config.max_seq_len))
@@ -144,26 +140,18 @@ class Engine:
             config,
             steps=steps,
             threads=threads,
-            parallel=parallel,  # type: ignore[arg-type]
-            optimizer=resolve_optimizer(config.optimizer, parallel),
+            optimizer=resolve_optimizer(config.optimizer, config.parallel),
             epochs=None,
             tokens=None,
             device=str(self.hardware.device),
             dtype=self.hardware.dtype_name,  # type: ignore[arg-type]
         )
         if config.micro_batch is None:
-            chosen = plan(model.config, self._of_one(resolved), self.hardware, weights_loaded=True)
+            layout = layout_of(resolved, self.world.size)
+            chosen = plan(model.config, resolved, self.hardware, layout, weights_loaded=True)
             say(chosen.summary())
             resolved = dataclasses.replace(resolved, micro_batch=chosen.micro_batch)
         return dataclasses.replace(resolved, compile=self._choose_compile(resolved, model))
-
-    def _of_one(self, config: TrainConfig) -> TrainConfig:
-        """Return the settings of one process's share of a step."""
-        lines = self.world.size
-        if config.parallel in CUTTING_MODELS:
-            lines //= config.model_processes or self.world.size
-        rows = -(-config.rows_per_batch // lines)
-        return dataclasses.replace(config, batch_tokens=rows * config.max_seq_len)
 
     def _choose_compile(self, config: TrainConfig, model: Transformer) -> Any:
         if config.compile == "off":
@@ -347,16 +335,6 @@ class Engine:
             },
         }
         self.writer.save(self.step, self.spread.pieces(), state)
-
-
-def _share_of(hardware: Hardware, world: World) -> Hardware:
-    """Return the machine as one of several processes on it may use it."""
-    if world.local_size == 1 or hardware.device.type != "cpu":
-        return hardware
-    memory, count = hardware.memory, world.local_size
-    shared = Memory(memory.free_bytes // count, f"{memory.limited_by}, shared by {count} processes")
-    cores = max(hardware.num_cores // count, 1)
-    return dataclasses.replace(hardware, memory=shared, num_cores=cores)
 
 
 class _Window:

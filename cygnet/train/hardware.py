@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import platform
@@ -67,6 +68,20 @@ class Hardware:
     def compile_problem(self) -> str | None:
         """Say in one line what keeps torch.compile from working here, or return None."""
         return compile_problem(self.device)
+
+    @property
+    def num_places(self) -> int:
+        """Return how many processes the machine has a core, or a GPU, for."""
+        return torch.cuda.device_count() if self.device.type == "cuda" else self.num_cores
+
+    def shared_by(self, count: int) -> Hardware:
+        """Return the machine as one of `count` processes may use it; each has a GPU of its own."""
+        if count == 1 or self.device.type != "cpu":
+            return self
+        limit = f"{self.memory.limited_by}, shared by {count} processes"
+        memory = Memory(self.memory.free_bytes // count, limit)
+        cores = max(self.num_cores // count, 1)
+        return dataclasses.replace(self, memory=memory, num_cores=cores)
 
 
 def find_hardware(config: TrainConfig) -> Hardware:

@@ -143,6 +143,13 @@ def resolve_optimizer(name: str, parallel: str) -> Any:
     return "adamw" if parallel == "deepspeed" else "muon"
 
 
+def parameter_kind(name: str, num_dims: int) -> str:
+    """Return `matrix` (of a block), `embedding` (input or output) or `vector`."""
+    if num_dims != 2:
+        return "vector"
+    return "embedding" if "embed_tokens" in name or "lm_head" in name else "matrix"
+
+
 def build_optimizer(
     model: nn.Module,
     config: TrainConfig,
@@ -154,14 +161,12 @@ def build_optimizer(
     Weight decay falls on the block matrices alone. Each group's `peak_lr` is what the schedule
     scales.
     """
-    matrices, embeddings, vectors = [], [], []
+    matrices: list[Tensor] = []
+    embeddings: list[Tensor] = []
+    vectors: list[Tensor] = []
+    of_kind = {"matrix": matrices, "embedding": embeddings, "vector": vectors}
     for name, parameter in model.named_parameters():
-        if parameter.ndim != 2:
-            vectors.append(parameter)
-        elif "embed_tokens" in name or "lm_head" in name:
-            embeddings.append(parameter)
-        else:
-            matrices.append(parameter)
+        of_kind[parameter_kind(name, parameter.ndim)].append(parameter)
     matrix_kind = "adamw" if config.optimizer == "adamw" else "muon"
     decay, rate = config.weight_decay, config.learning_rate
     embedding_rate = config.embedding_learning_rate or rate

@@ -7,7 +7,6 @@ which Muon needs whole.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from cygnet.config import TrainConfig
 from cygnet.errors import UserError
 from cygnet.text.loader import Batch
 from cygnet.train.checkpoint import Piece, Read
+from cygnet.train.layout import read_deepspeed, zero_settings
 from cygnet.train.optim import build_optimizer
 from cygnet.train.parallel.cutting import summed
 from cygnet.train.parallel.single import Single
@@ -159,15 +159,9 @@ def deepspeed_settings(config: TrainConfig, dtype: torch.dtype, data_size: int) 
     Raises:
         UserError: the file cannot be read, or contradicts a flag; names both.
     """
-    given: dict[str, Any] = {}
-    if config.deepspeed is not None:
-        try:
-            given = json.loads(config.deepspeed.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{config.deepspeed}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise UserError(f"{config.deepspeed}: not JSON ({error})") from error
-    stage = given.get("zero_optimization", {}).get("stage", 0 if given else 2)
+    given = read_deepspeed(config.deepspeed)
+    zero = zero_settings(given)
+    stage = zero["stage"]
     micro_batch = config.micro_batch or 1
     rows = config.rows_per_batch
     accumulation = -(-rows // (data_size * micro_batch))
@@ -190,7 +184,6 @@ def deepspeed_settings(config: TrainConfig, dtype: torch.dtype, data_size: int) 
                 "--schedule decide it"
             )
     precision = _precision(config, given, dtype, stage)
-    zero = {**given.get("zero_optimization", {}), "stage": stage}
     return {
         **given,
         **precision,

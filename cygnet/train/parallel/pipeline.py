@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-from cygnet.errors import UserError
 from cygnet.model.rope import rope_angles
 from cygnet.model.transformer import Transformer
 from cygnet.text.loader import Batch
+from cygnet.train.layout import stretch
 from cygnet.train.parallel.cutting import sum_gradients, summed
 from cygnet.train.parallel.single import Single
 from cygnet.train.stage import Stage
@@ -71,12 +71,6 @@ class Pipeline(Single):
 
     def _spread(self) -> None:
         each = self.config.model_processes or self.world.size
-        num_layers = self.model.config.num_layers
-        if each > num_layers:
-            raise UserError(
-                f"--parallel pipeline over {each} processes: the model has {num_layers} layers; "
-                f"give --model_processes {num_layers} or fewer"
-            )
         self.data_rank, self.place = divmod(self.world.rank, each)
         self.data_size, self.num_places = self.world.size // each, each
         # Every process takes part in making every group.
@@ -89,8 +83,7 @@ class Pipeline(Single):
         if each > 1:
             self.ends_group, _ = dist.new_subgroups_by_enumeration(ends)
         self.last_rank = lines[self.data_rank][-1]
-        bounds = [round(i * num_layers / each) for i in range(each + 1)]
-        self.stretch = Stretch(self.model, range(bounds[self.place], bounds[self.place + 1]))
+        self.stretch = Stretch(self.model, stretch(self.model.config, each, self.place))
         self._drop_the_rest()
         self.schedule: Schedule1F1B | None = None
 

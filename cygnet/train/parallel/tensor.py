@@ -20,7 +20,6 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from cygnet.errors import UserError
 from cygnet.text.loader import Batch
 from cygnet.train.optim import build_optimizer
 from cygnet.train.parallel.cutting import sum_gradients, summed
@@ -34,7 +33,6 @@ class TensorParallel(Single):
 
     def _spread(self) -> None:
         each = self.config.model_processes or self.world.size
-        check_cut(self.model.config, each)
         mesh = init_device_mesh(
             self.hardware.device.type,
             (self.world.size // each, each),
@@ -86,17 +84,3 @@ class TensorParallel(Single):
             return True
         size = dist.get_world_size(self.tensor_group)
         return number % size == dist.get_rank(self.tensor_group)
-
-
-def check_cut(sizes: Any, each: int) -> None:
-    """Refuse a model whose heads or feed-forward width do not divide by `each` processes.
-
-    Raises:
-        UserError: names what does not divide.
-    """
-    for name in ("num_heads", "num_kv_heads", "intermediate_size"):
-        if getattr(sizes, name) % each:
-            raise UserError(
-                f"--parallel tensor over {each} processes: {name} {getattr(sizes, name)} does not "
-                f"divide by {each}; give --model_processes a divisor of it, or --parallel fsdp"
-            )
