@@ -27,7 +27,7 @@ from cygnet.text.shards import ShardReader, write_shards
 from cygnet.train.engine import Engine
 
 ROOT = Path(__file__).parent.parent
-STEPS, SEQ_LEN, ROWS = 5, 512, 32
+STEPS, SEQ_LEN, ROWS = 4, 512, 64
 
 
 def train(words: dict) -> None:

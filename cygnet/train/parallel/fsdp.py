@@ -1,8 +1,9 @@
 """Every process holds its slice of each weight (torch's fully_shard), gathered block by block.
 
 Weights, gradients and optimizer state are cut by rows over all processes; the weights of a block
-are whole only while it computes. With bf16 the blocks are gathered in bf16 and gradients summed in
-float32.
+are whole only while it computes, or where memory is plentiful from the first micro-batch of a step
+to the last, so that they are gathered once a step. With bf16 the blocks are gathered in bf16 and
+gradients summed in float32.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from cygnet.train.parallel.muon import exchanged
 from cygnet.train.parallel.single import Single
 from cygnet.train.stage import Stage
 
+KEEP_SHARE = 0.1
+"""Share of the free memory that weights may take that stay whole for the length of a step."""
+
 
 class Fsdp(Single):
     """Fully sharded data parallelism."""
@@ -31,13 +35,16 @@ class Fsdp(Single):
     def _spread(self) -> None:
         self.data_rank, self.data_size = self.world.rank, self.world.size
         compute = self.hardware.dtype
+        self.keeps_whole = keeps_whole(
+            self.model.config.num_parameters, compute, self.hardware.memory.free_bytes
+        )
         policy = MixedPrecisionPolicy(
             param_dtype=compute if compute is torch.bfloat16 else None,
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,
         )
         for block in self.model.model.layers:
-            fully_shard(block, mp_policy=policy)
+            fully_shard(block, mp_policy=policy, reshard_after_forward=not self.keeps_whole)
         # The output matrix is used in float32 sums, so what is outside the blocks stays float32.
         fully_shard(self.caller, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
 
@@ -49,6 +56,7 @@ class Fsdp(Single):
         self, stage: Stage, part: Batch, weight: int, is_last: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         self.caller.set_requires_gradient_sync(is_last)
+        self.caller.set_reshard_after_backward(is_last or not self.keeps_whole)
         return super()._forward_backward(stage, part, weight, is_last)
 
     def total(self, sums: dict[str, float]) -> dict[str, float]:
@@ -57,8 +65,9 @@ class Fsdp(Single):
 
     def pieces(self) -> Iterator[Piece]:
         """Yield this process's slices."""
-        # After a forward pass without a backward pass, the outermost weights are still whole.
-        self.caller.reshard()
+        # After a forward pass without a backward pass, weights may still be whole.
+        for module in (self.caller, *self.model.model.layers):
+            module.reshard()
         yield from super().pieces()
 
     def _is_cut(self, parameter: Tensor) -> bool:
@@ -67,3 +76,8 @@ class Fsdp(Single):
     def _sum_of_parts(self, value: Tensor) -> Tensor:
         dist.all_reduce(value)
         return value
+
+
+def keeps_whole(num_parameters: int, dtype: torch.dtype, free_bytes: int) -> bool:
+    """Say whether a process has room to keep gathered weights whole for the length of a step."""
+    return num_parameters * dtype.itemsize <= KEEP_SHARE * free_bytes

@@ -1,0 +1,91 @@
+"""What a checkpoint costs: the stall, and the steps that are slower while it is written.
+
+Blocks of steps with one checkpoint each alternate with blocks that have none. What a block with
+one takes longer, over the time of 50 steps, is the cost of a checkpoint every 50 steps.
+
+    python benchmarks/checkpoint_cost.py [--preset 26m] [--batch_tokens 4096] [--blocks 6]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import torch
+
+from cygnet.config import ModelConfig, TrainConfig, load_settings, read_yaml
+from cygnet.model.transformer import Transformer
+from cygnet.stages.next_token import NextTokenStage
+from cygnet.text.shards import ShardReader, write_shards
+from cygnet.train.engine import Engine
+
+ROOT = Path(__file__).parent.parent
+SEQ_LEN, EVERY, BLOCK_STEPS, WARM_UP = 512, 50, 4, 2
+
+
+class Watched(Engine):
+    """An engine that checkpoints every other block, and notes stalls and times of blocks."""
+
+    def train(self) -> None:
+        self.stalls_s: list[float] = []
+        self.ends_s: list[float] = []
+        super().train()
+
+    def _update(self, batch, scale):  # type: ignore[no-untyped-def]
+        self.ends_s.append(time.perf_counter())
+        done = len(self.ends_s) - 1 - WARM_UP
+        if done >= 0 and done % (2 * BLOCK_STEPS) == 0:
+            before = time.perf_counter()
+            super()._save()
+            self.stalls_s.append(time.perf_counter() - before)
+        return super()._update(batch, scale)
+
+    def _save(self) -> None:
+        """Leave out the checkpoint of the last step."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="26m")
+    parser.add_argument("--batch_tokens", type=int, default=4096)
+    parser.add_argument("--blocks", type=int, default=6)
+    options = parser.parse_args()
+    values = read_yaml(ROOT / "configs" / f"{options.preset}.yaml")
+    sizes = load_settings(ModelConfig, values["model"], options.preset)
+    with tempfile.TemporaryDirectory() as temporary:
+        chooser = np.random.default_rng(0)
+        documents = [(chooser.integers(0, 6400, 600).tolist(), [True] * 600) for _ in range(600)]
+        shards = Path(temporary) / "shards"
+        write_shards(shards, documents, "none", 6400, {})
+        config = TrainConfig(
+            steps=WARM_UP + 2 * BLOCK_STEPS * options.blocks + 1, max_seq_len=SEQ_LEN,
+            batch_tokens=options.batch_tokens, log_every=1000, eval_every=10_000,
+            checkpoint_every=10_000, compile="on",
+        )  # fmt: skip
+        model = Transformer(sizes)
+        model.initialize(torch.Generator().manual_seed(0))
+        stage = NextTokenStage("pretrain", ShardReader(shards, "none"), None, config)
+        run = Path(temporary) / "run"
+        engine = Watched(model, stage, config, run, {"stage": "pretrain"})
+        engine.train()
+        newest = max((run / "checkpoints").glob("step_*"))
+        size = sum(path.stat().st_size for path in newest.iterdir())
+    ends = engine.ends_s[WARM_UP:]
+    blocks = [b - a for a, b in zip(ends[::BLOCK_STEPS], ends[BLOCK_STEPS::BLOCK_STEPS])]  # noqa: B905
+    costs = [written - plain for written, plain in zip(blocks[::2], blocks[1::2], strict=True)]
+    step_s = mean(blocks[1::2]) / BLOCK_STEPS
+    spread = stdev(costs) if len(costs) > 1 else 0.0
+    print(
+        f"{options.preset}: a checkpoint of {size / 1e6:.0f} MB stalls training for "
+        f"{1e3 * mean(engine.stalls_s):.0f} ms and costs {mean(costs):.2f} s in all "
+        f"(± {spread:.2f}); a step of {options.batch_tokens} tokens takes {step_s:.2f} s: "
+        f"{mean(costs) / (EVERY * step_s):.2%} of the time, one every {EVERY} steps (bound: 3 %)"
+    )
+
+
+if __name__ == "__main__":
+    main()
