@@ -20,7 +20,8 @@ from cygnet.errors import UserError
 from cygnet.model.attention import BLOCK_TOKENS
 from cygnet.model.loss import CHUNK_POSITIONS
 from cygnet.train.hardware import Hardware
-from cygnet.train.layout import ALONE, Held, Layout, held
+from cygnet.train.held import Held, held, keeps_whole
+from cygnet.train.layout import ALONE, Layout
 from cygnet.train.optim import resolve_optimizer
 
 if TYPE_CHECKING:
@@ -282,7 +283,8 @@ def _parts(
     rows = -(-train.rows_per_batch // layout.data_size)
     number = -(-rows // micro_batch)
     optimizer = resolve_optimizer(train.optimizer, layout.way)
-    own = held(model, layout, optimizer, hardware.dtype, number > 1, place)
+    keeps = keeps_whole(model, hardware.dtype, hardware.memory.free_bytes)
+    own = held(model, layout, optimizer, hardware.dtype, number > 1, keeps, place)
     saved, why_saved = _activations(model, train, hardware, layout, own, micro_batch, place)
     logits, why_logits = 0, ""
     if layout.way != "pipeline" or place == layout.model_processes - 1:
