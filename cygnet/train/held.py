@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -214,7 +215,8 @@ def _deepspeed(weights: tuple[Weight, ...], layout: Layout, dtype: torch.dtype) 
     elif stage < 3:
         notes["buffers"] = "gradients on their way"
         weights_bytes = c * whole + master
-        gradients, buffers = c * (whole if stage == 1 else own), bucket
+        summed = whole if stage == 1 else _touched(weights, processes)
+        gradients, buffers = c * summed, bucket
     else:
         threshold = int(zero.get("stage3_param_persistence_threshold", PERSISTENCE_THRESHOLD))
         kept = sum(weight.size for weight in weights if weight.size <= threshold)
@@ -231,6 +233,25 @@ def _deepspeed(weights: tuple[Weight, ...], layout: Layout, dtype: torch.dtype) 
         casts=dtype.itemsize * whole if dtype.itemsize < c else 0,
         notes=notes,
     )
+
+
+def _touched(weights: tuple[Weight, ...], processes: int) -> int:
+    """Return the elements of all parameters that reach into a process's partitions, at most.
+
+    ZeRO 2 keeps the gradient of a parameter whole where the end of a partition cuts through it.
+    """
+    # Changes from one process to the next.
+    steps = [0] * (processes + 1)
+    for kind, size in _sizes(weights).items():
+        part = 2 * -(-size // (2 * processes))
+        start = 0
+        for weight in weights:
+            if weight.kind == kind:
+                end = start + weight.size
+                steps[start // part] += weight.size
+                steps[(end - 1) // part + 1] -= weight.size
+                start = end
+    return max(accumulate(steps))
 
 
 def _parts(weights: tuple[Weight, ...], stage: int, processes: int) -> Iterator[int]:
