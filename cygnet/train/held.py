@@ -200,7 +200,8 @@ def _deepspeed(weights: tuple[Weight, ...], layout: Layout, dtype: torch.dtype) 
     lowered = dtype is torch.float16 or (dtype is torch.bfloat16 and stage > 0)
     c = dtype.itemsize if lowered else MASTER_BYTES
     own = whole if stage == 0 else sum(_parts(weights, stage, processes))
-    master = 0 if c == MASTER_BYTES and stage in (0, 3) else MASTER_BYTES * own
+    # Another copy in float32, beside float32 weights too.
+    master = 0 if c == MASTER_BYTES and stage == 0 else MASTER_BYTES * own
     bucket = c * min(whole, int(zero.get("reduce_bucket_size", REDUCE_BUCKET)))
     update = 2 * MASTER_BYTES * own
     notes = {"weights": EACH, "gradients": EACH, "optimizer": "two float32 buffers, AdamW"}

@@ -54,18 +54,21 @@ def test_each_of_two_processes_holds_half_of_the_optimizer_state(
     assert two["held"]["optimizer"] == pytest.approx(one["held"]["optimizer"] / 2, rel=0.1)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+WAYS = {
+    **{way: {"parallel": way} for way in ("ddp", "fsdp", "tensor", "pipeline")},
+    **{f"zero{stage}": zero(stage) for stage in range(4)},
+}
+
+
 @pytest.mark.parametrize(
-    "config",
-    [{"parallel": way} for way in ("ddp", "fsdp", "tensor", "pipeline")]
-    + [zero(stage) for stage in range(4)],
-    ids=["ddp", "fsdp", "tensor", "pipeline", "zero0", "zero1", "zero2", "zero3"],
+    ("way", "dtype"),
+    [*((way, "bf16") for way in WAYS), ("fsdp", "fp32"), ("zero1", "fp32"), ("zero3", "fp32")],
 )
 def test_tensors_are_as_large_as_planned(
-    config: dict[str, str], dtype: str, labelled: ShardReader, tmp_path: Path
+    way: str, dtype: str, labelled: ShardReader, tmp_path: Path
 ) -> None:
     """With accumulation, which is when gradients are most."""
-    found = held(labelled, tmp_path / "run", 2, dtype=dtype, **config)
+    found = held(labelled, tmp_path / "run", 2, dtype=dtype, **WAYS[way])
     for name in ("weights", "gradients", "optimizer"):
         planned = found["planned"][name]
         assert found["held"][name] == pytest.approx(planned, rel=0.05), name
