@@ -25,8 +25,8 @@ from cygnet.evals.result import (
     Sample,
     StageResult,
 )
+from cygnet.han import POEM_FORMS
 from cygnet.text.forms import (
-    POEM_FORMS,
     is_poem_of_form,
     recipe_checks,
     repetition_rate,

@@ -6,14 +6,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-POEM_FORMS = {"五言绝句": (4, 5), "七言绝句": (4, 7), "五言律诗": (8, 5), "七言律诗": (8, 7)}
-"""Name of the form: lines, characters in a line."""
+from cygnet.han import HAN, POEM_FORMS
 
-_HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
-_HAN_CHARACTER = re.compile(f"[{_HAN}]")
+_HAN_CHARACTER = re.compile(f"[{HAN}]")
 _CLAUSE_END = re.compile(r"[，。！？；：、,.!?;:\n]")
-_OTHER_WORD = re.compile(f"[^\\W{_HAN}]")
-_UNIT = re.compile(f"[{_HAN}]|[^\\W{_HAN}]+|[^\\w\\s]")
+_OTHER_WORD = re.compile(f"[^\\W{HAN}]")
+_UNIT = re.compile(f"[{HAN}]|[^\\W{HAN}]+|[^\\w\\s]")
 
 _HEADING = re.compile(r"^#{1,6}\s*(.+?)\s*$", re.MULTILINE)
 _BULLET = re.compile(r"^\s*[-*•]\s+(.+)$", re.MULTILINE)

@@ -25,6 +25,7 @@ from cygnet.corpus.sentences import first_sentences, passages, sentences
 from cygnet.corpus.split import is_heldout
 from cygnet.errors import UserError
 from cygnet.files import JsonlWriter, read_jsonl
+from cygnet.han import POEM_FORMS
 from cygnet.messages import validate
 
 POEM = "白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。"
@@ -98,7 +99,7 @@ def test_counts_are_those_asked_for_and_forms_are_balanced(made: Path) -> None:
     assert 0.8 * 200 < kinds["poem"] <= 200
     assert 0.8 * 50 < kinds["recipe"] <= 50
     assert 0.8 * 80 < kinds["article"] <= 80
-    assert set(forms) == set(instructions.FORMS)
+    assert set(forms) == set(POEM_FORMS)
     assert min(forms.values()) > 0.75 * max(forms.values())
     manifest = json.loads((made / "manifest.json").read_text())
     assert manifest["counts"]["train"] == dict(sorted(kinds.items()))

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cygnet.han import POEM_FORMS
 from cygnet.text.forms import (
-    POEM_FORMS,
     distinct_n,
     is_poem_of_form,
     poem_lines,
