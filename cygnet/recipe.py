@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from cygnet import __version__
-from cygnet.config import ModelConfig, TrainConfig, as_yaml
+from cygnet.config import ModelConfig, TrainConfig, as_yaml, plain
 from cygnet.corpus import builtin
 from cygnet.corpus.instructions import InstructionConfig, build_instructions
 from cygnet.corpus.pipeline import HELDOUT, TRAIN, DataConfig, prepare
@@ -131,7 +131,7 @@ def train_tokenizer_step(data: Path, out: Path, vocab_size: int) -> Path:
 
 def make_instructions(data: Path, out: Path, config: InstructionConfig) -> Path:
     """Make conversations from a data folder, unless they are up to date."""
-    inputs = {"data": sha256_file(data / "manifest.json"), "settings": _plain(config)}
+    inputs = {"data": sha256_file(data / "manifest.json"), "settings": plain(config)}
     if not _up_to_date("instructions", out, inputs):
         build_instructions(data, out, config)
         _record(out, inputs)
@@ -148,7 +148,7 @@ def make_pairs(
     inputs = {
         "instructions": sha256_file(instructions / "manifest.json"),
         "start": sha256_file(start / "model.safetensors"),
-        "settings": _plain(config),
+        "settings": plain(config),
     }
     if not _up_to_date("pairs", out, inputs):
         model, tokenizer = _load_on_device(start, train)
@@ -177,7 +177,7 @@ def evaluate_stages(run: Path, config: EvalConfig, train: TrainConfig) -> None:
         inputs = {
             "heldout": hashes,
             "model": sha256_file(folder / "model.safetensors"),
-            "settings": _plain(config),
+            "settings": plain(config),
         }
         if _up_to_date(f"evaluation of {stage}", run / stage, inputs, EVAL_INPUTS):
             continue
@@ -217,10 +217,6 @@ def _up_to_date(step: str, folder: Path, inputs: dict[str, Any], name: str = "in
 
 def _record(folder: Path, inputs: dict[str, Any], name: str = "inputs.json") -> None:
     write_json(folder / name, {**inputs, "version": __version__})
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
 
 
 # The single commands

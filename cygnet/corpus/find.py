@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cygnet.corpus.problems import Problems
 from cygnet.errors import UserError, nearest
+from cygnet.files import COMPRESSIONS
 
 KINDS = {
     ".txt": "text",
@@ -23,7 +24,6 @@ KINDS = {
     ".tsv": "csv",
     ".parquet": "parquet",
 }
-COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 READABLE = "txt, md, jsonl, json, csv, tsv or parquet, each also .gz or .zst"
 MAX_FILE_DOMAINS = 16
 
@@ -46,13 +46,13 @@ class InputFile:
 def kind_of(path: Path) -> str | None:
     """Return how a file is read, by its suffix; None for a kind that is not read."""
     suffixes = path.suffixes
-    if suffixes and suffixes[-1] in COMPRESSED:
+    if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes = suffixes[:-1]
     return KINDS.get(suffixes[-1].lower()) if suffixes else None
 
 
 def _stem(path: Path) -> str:
-    return Path(path.stem).stem if path.suffix in COMPRESSED else path.stem
+    return Path(path.stem).stem if path.suffix in COMPRESSIONS else path.stem
 
 
 def find_files(

@@ -21,6 +21,7 @@ from typing import Any
 import cygnet
 from cygnet.corpus.builtin import render_recipe
 from cygnet.corpus.document import Document
+from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.corpus.sentences import first_sentences, passages, sentences
 from cygnet.corpus.small_talk import (
     CONVERSATIONS,
@@ -36,7 +37,6 @@ from cygnet.progress import track
 
 Row = dict[str, Any]
 FORMAT_VERSION = 1
-TRAIN, HELDOUT = "train.jsonl.zst", "heldout.jsonl.zst"
 
 MAX_RECIPE_CHARS = 1100
 MAX_TITLE_CHARS = 80

@@ -13,10 +13,11 @@ from typing import IO, Any
 
 from cygnet.corpus.decode import MAX_LINE_CHARS, TextStream, cut
 from cygnet.corpus.document import Document, document_id
-from cygnet.corpus.find import COMPRESSED, InputFile, find_files
+from cygnet.corpus.find import InputFile, find_files
 from cygnet.corpus.normalize import SURROGATE
 from cygnet.corpus.problems import Problems
 from cygnet.errors import UserError, nearest
+from cygnet.files import COMPRESSIONS
 
 MAX_CHARS = 20_000
 MAX_JSON_CHARS = 1 << 28
@@ -91,11 +92,12 @@ def _open(path: Path, advance: Advance | None) -> Iterator[IO[bytes]]:
 
     with open(path, "rb") as raw:
         stream: Any = raw
-        if path.suffix in COMPRESSED:
+        if path.suffix in COMPRESSIONS:
             if not raw.peek(1):
                 yield io.BytesIO()
                 return
-            stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), COMPRESSED[path.suffix])
+            packed = pyarrow.PythonFile(raw)
+            stream = pyarrow.CompressedInputStream(packed, COMPRESSIONS[path.suffix])
         yield _Counted(stream, raw, advance)  # type: ignore[misc]
 
 
@@ -327,7 +329,7 @@ def _parquet_rows(file: InputFile, stream: IO[bytes]) -> Iterator[tuple[int, Any
     import pyarrow
     import pyarrow.parquet
 
-    packed = file.path.suffix in COMPRESSED
+    packed = file.path.suffix in COMPRESSIONS
     source: Any = pyarrow.BufferReader(stream.read()) if packed else str(file.path)
     number = 0
     with pyarrow.parquet.ParquetFile(source) as table:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100
-"""A label that asks for no loss."""
+from cygnet.text.loader import IGNORE
+
 CHUNK_POSITIONS = 2048
 Kernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from cygnet import __version__
-from cygnet.config import TrainConfig, as_yaml, read_yaml
+from cygnet.config import TrainConfig, as_yaml, plain, read_yaml
 from cygnet.errors import UserError
 from cygnet.files import write_atomic
 from cygnet.progress import say
@@ -24,11 +23,6 @@ TRAINING_FILES = (
     "config.yaml", "metrics.jsonl", "samples.jsonl", "plots", "checkpoints", "model",
     "eval.json", "eval_inputs.json", "tensorboard", "wandb",
 )  # fmt: skip
-
-
-def plain(settings: Any) -> dict[str, Any]:
-    """Return a settings dataclass as a mapping of its fields."""
-    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
 
 
 def write_config(
@@ -108,7 +102,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any], where: str) -> lis
         if isinstance(value, dict):
             inside = old if isinstance(old, dict) else {}
             found += _differences(inside, value, "" if name == "requested" else f"{where}{name}.")
-        elif (list(value) if isinstance(value, tuple) else value) != old:
+        elif value != old:
             found.append(f"{where}{name} was {old}, now {value}")
     return found
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from cygnet.config import ModelConfig
 from cygnet.model import loss as room
 from cygnet.model.kv_cache import KVCache
-from cygnet.model.loss import IGNORE, linear_cross_entropy, token_log_probs
+from cygnet.model.loss import linear_cross_entropy, token_log_probs
 from cygnet.model.transformer import Transformer
+from cygnet.text.loader import IGNORE
 from tests.models import random_model
 
 
