@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from cygnet.corpus.decode import MAX_LINE_CHARS, TextStream, cut
 from cygnet.corpus.document import Document, document_id
-from cygnet.corpus.find import InputFile, find_files
+from cygnet.corpus.find import InputFile
 from cygnet.corpus.normalize import SURROGATE
 from cygnet.corpus.problems import Problems
 from cygnet.errors import UserError, nearest
@@ -33,31 +33,6 @@ CONVERSATION_FIELDS = frozenset(
 Advance = Callable[..., None]
 
 
-def read_documents(
-    paths: Sequence[str],
-    problems: Problems,
-    *,
-    max_chars: int = MAX_CHARS,
-    text_field: str = "",
-    exclude: Path | None = None,
-) -> Iterator[Document]:
-    """Yield the documents in files, folders and globs, in a fixed order.
-
-    Args:
-        paths: what a person gave: txt, md, jsonl, json, csv, tsv, parquet, each also .gz, .zst.
-        problems: where bad rows and files are counted and named.
-        max_chars: longer texts are cut into pieces (a conversation never is).
-        text_field: the field that holds the text; empty for the usual names.
-        exclude: a folder whose files are passed over.
-
-    Raises:
-        UserError: a path is missing or of an unknown kind, or in a file given by its name no row
-            has a text.
-    """
-    for file in find_files(paths, problems, exclude):
-        yield from read_file(file, problems, max_chars=max_chars, text_field=text_field)
-
-
 def read_file(
     file: InputFile,
     problems: Problems,
@@ -66,7 +41,18 @@ def read_file(
     text_field: str = "",
     advance: Advance | None = None,
 ) -> Iterator[Document]:
-    """Yield the documents of one file; `advance(n)` is told the bytes read from disk."""
+    """Yield the documents of one file, in order.
+
+    Args:
+        file: as `find_files` gives it.
+        problems: where bad rows and files are counted and named.
+        max_chars: longer texts are cut into pieces (a conversation never is).
+        text_field: the field that holds the text; empty for the usual names.
+        advance: is told the number of bytes read from disk.
+
+    Raises:
+        UserError: in a file given by its own name, no row has a text.
+    """
     import pyarrow
 
     rows = _Rows(file, problems, max_chars, text_field)

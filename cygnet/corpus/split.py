@@ -20,11 +20,6 @@ def split_position(document: Document, seed: int = 0) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def is_heldout(document: Document, share: float, seed: int = 0) -> bool:
-    """Return whether a document is held out when about `share` of all are."""
-    return split_position(document, seed) < share
-
-
 def heldout_limit(positions: Sequence[float], share: float) -> float:
     """Return the position under which documents are held out.
 

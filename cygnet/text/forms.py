@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cygnet.han import HAN, POEM_FORMS
@@ -103,15 +102,6 @@ def repetition_rate(text: str) -> float:
     """
     grams = _ngrams(text, NGRAM)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def distinct_n(texts: Iterable[str], n: int) -> float:
-    """Return distinct n-grams over all n-grams of the texts together; 0 where there is none.
-
-    Li et al. 2016, "A Diversity-Promoting Objective Function", arXiv 1510.03055, section 5.2.
-    """
-    grams = [gram for text in texts for gram in _ngrams(text, n)]
-    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def text_units(text: str) -> list[str]:

@@ -22,7 +22,7 @@ from cygnet.corpus.instructions import (
     subject_key,
 )
 from cygnet.corpus.sentences import first_sentences, passages, sentences
-from cygnet.corpus.split import is_heldout
+from cygnet.corpus.split import split_position
 from cygnet.errors import UserError
 from cygnet.files import JsonlWriter, read_jsonl
 from cygnet.han import POEM_FORMS
@@ -58,8 +58,8 @@ def load(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 def builtin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder of every fifth built-in document."""
     documents = [d for i, d in enumerate(builtin_documents()) if i % 5 == 0]
-    train = [d for d in documents if not is_heldout(d, 0.05)]
-    heldout = [d for d in documents if is_heldout(d, 0.05)]
+    train = [d for d in documents if split_position(d) >= 0.05]
+    heldout = [d for d in documents if split_position(d) < 0.05]
     return write_data(tmp_path_factory.mktemp("instructions") / "data", train, heldout)
 
 
