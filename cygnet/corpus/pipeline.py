@@ -231,7 +231,7 @@ class _Preparation:
         tokens = comparable_words(document)
         reason = drop_reason(document.text, tokens, self._config.min_chars)
         if reason is not None:
-            self._tally.add_fate(document, reason)
+            self._tally.add_outcome(document, reason)
             return
         self._offsets.append(spill.tell())
         spill.write(json.dumps(document.to_json(), ensure_ascii=False).encode() + b"\n")
@@ -270,13 +270,13 @@ class _Preparation:
                 if duplicate is not None:
                     of = self._entries[duplicate.of].source
                     why = f"{duplicate.similarity:.2f} like {of}"
-                    self._tally.add_fate(document, duplicate.reason, why)
+                    self._tally.add_outcome(document, duplicate.reason, why)
                 elif entry.position < limit:
                     heldout.write(document.to_json())
-                    self._tally.add_fate(document, "heldout")
+                    self._tally.add_outcome(document, "heldout")
                 else:
                     train.write(document.to_json())
-                    self._tally.add_fate(document, "train")
+                    self._tally.add_outcome(document, "train")
                 advance()
 
     def _nothing_left(self) -> str:

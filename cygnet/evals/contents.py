@@ -27,7 +27,7 @@ KINDS = {
 """Kinds of samples in the order of the report; others follow."""
 SHOWN_PER_KIND = 2
 MAX_DOMAINS = 6
-FATES = {"read": "read", "train": "kept to train on", "heldout": "held out to measure with"}
+OUTCOMES = {"read": "read", "train": "kept to train on", "heldout": "held out to measure with"}
 COMPRESSORS = {"xz": "xz -9", "zstd": "zstd -19"}
 
 
@@ -206,7 +206,7 @@ def _data_table(data: dict[str, Any], waterfall: dict[str, dict[str, int]]) -> T
     for name in waterfall:
         if name in rules and not waterfall[name]["documents"]:
             continue
-        label = f"dropped: {rules[name]}" if name in rules else FATES.get(name, name)
+        label = f"dropped: {rules[name]}" if name in rules else OUTCOMES.get(name, name)
         rows.append((label, [Cell(f"{column[name]['documents']:,}") for column in columns]))
     sizes = [Cell(f"{column['train']['bytes'] / 1e6:.2f} MB") for column in columns]
     rows.append(("size of what was trained on", sizes))

@@ -72,7 +72,7 @@ def keep_aside(run: Path) -> None:
     say(f"{run}: the earlier run is kept as {kept}")
 
 
-def make_room(run: Path, origin: dict[str, Any], requested: TrainConfig) -> None:
+def claim_run_folder(run: Path, origin: dict[str, Any], requested: TrainConfig) -> None:
     """Let a run start, or go on, in this folder, and lose nothing that is there.
 
     Raises:
