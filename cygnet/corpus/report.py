@@ -60,7 +60,7 @@ class Tally:
             examples.append({"source": document.source, "why": why, "text": text})
 
     def count(self, outcome: str, domain: str | None = None) -> Count:
-        """Return the count of a outcome, of one domain or of all."""
+        """Return the count of an outcome, of one domain or of all."""
         return _total(self.outcomes.get(outcome, {}), domain)
 
     def waterfall(self, domain: str | None = None) -> Iterator[tuple[str, Count]]:

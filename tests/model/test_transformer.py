@@ -1,5 +1,7 @@
 """Sizes, loss, and decoding from the cache = one full forward."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,10 @@ def test_26m_has_exactly_25_83_million_parameters() -> None:
     assert ModelConfig().num_parameters == 25_830_912
 
 
+def no_gradient_wanted(logits: torch.Tensor, labels: torch.Tensor) -> Any:
+    raise AssertionError("a gradient was computed for nothing")
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     rows=st.integers(1, 40),
@@ -43,6 +49,9 @@ def test_linear_cross_entropy_is_torchs(rows: int, chunk: int, ignored: float, s
         patch.setattr(room, "CHUNK_POSITIONS", chunk)
         ours = linear_cross_entropy(hidden, weight, labels)
         mine = torch.autograd.grad(3 * ours, (hidden, weight))
+        with torch.no_grad():
+            looked_at = linear_cross_entropy(hidden, weight, labels, kernel=no_gradient_wanted)
+    assert torch.equal(looked_at, ours)
     reference = F.cross_entropy(hidden @ weight.T, labels, reduction="sum", ignore_index=IGNORE)
     theirs = torch.autograd.grad(3 * reference, (hidden, weight))
     torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
