@@ -18,6 +18,7 @@ from cygnet.corpus.normalize import SURROGATE
 from cygnet.corpus.problems import Problems
 from cygnet.errors import UserError, nearest
 from cygnet.files import COMPRESSIONS
+from cygnet.messages import parse_messages, validate, why_no_conversation
 
 MAX_CHARS = 20_000
 MAX_JSON_CHARS = 1 << 28
@@ -160,6 +161,10 @@ class _Rows:
         names = (self._text_field,) if self._text_field else TEXT_FIELDS
         by_lower = {str(name).strip().lower(): str(name) for name in row}
         field = next((by_lower[name.lower()] for name in names if name.lower() in by_lower), None)
+        if field is None and (why := why_no_conversation(row)):
+            self._num_good += 1
+            self._problems.add("bad conversation", where, why)
+            return "", None
         if field is None:
             self._num_without_text += 1
             self._seen_fields.update(dict.fromkeys(map(str, row)))
@@ -193,8 +198,6 @@ def conversation(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     Raises:
         UserError: it is one, but with roles, order or answers that no chat can have.
     """
-    from cygnet.messages import parse_messages, validate
-
     messages = parse_messages(row)
     if messages is None:
         return None

@@ -219,6 +219,14 @@ def test_conversations_of_each_form_keep_messages_and_a_transcript(
     assert document.fields == {"topic": "x"}
 
 
+def test_messages_that_are_no_list_are_named_as_such(tmp_path: Path) -> None:
+    rows = [{"messages": "User: hi"}, {"messages": [1]}, {"messages": "hi", "text": "a text"}]
+    (document,), problems = read(tmp_path / "a.jsonl", jsonl(rows))
+    assert document.text == "a text"
+    assert problems.count("bad conversation") == 2 and not problems.count("no text")
+    assert "messages: str given, a list such as" in problems.lines()[0]
+
+
 MEASURE = """
 import resource, sys
 from cygnet.corpus.find import find_files
