@@ -8,7 +8,7 @@ from typing import Any
 
 from cygnet.corpus import dedup, filters
 from cygnet.corpus.document import Document
-from cygnet.corpus.problems import LOST, MENDED, Problems
+from cygnet.corpus.problems import FILE, LOST, MENDED, Problems
 
 MAX_EXAMPLES = 3
 EXAMPLE_CHARS = 160
@@ -78,7 +78,7 @@ class Tally:
                 for domain in self.read
             },
             "rules": RULES,
-            "examples": {outcome: self.examples[outcome] for outcome in RULES if outcome in self.examples},
+            "examples": {rule: self.examples[rule] for rule in RULES if rule in self.examples},
             "problems": problems.to_json(),
         }
 
@@ -134,8 +134,9 @@ def _problem_lines(problems: Problems) -> Iterator[str]:
         what = "left out" if kind in LOST else "mended"
         yield f"- {kind} ({(LOST | MENDED)[kind]}), {what}: {problem.count:,}"
         yield from (f"  - {_cell(example)}" for example in problem.examples)
-        if problem.count > len(problem.examples):
-            yield f"  - ... ({len(problem.examples)} of {problem.count:,} shown)"
+        more = len(problem.places) - len(problem.examples)
+        if more:
+            yield f"  - … and {more:,} more, see {FILE}"
 
 
 def _example_line(example: dict[str, str]) -> str:
