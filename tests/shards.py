@@ -9,7 +9,7 @@ from cygnet.text.shards import ShardReader
 Document = tuple[NDArray[Any], NDArray[Any] | None]
 
 
-def documents(reader: ShardReader) -> list[Document]:
+def stored_documents(reader: ShardReader) -> list[Document]:
     """Return the ids of each document, and which of them are learnt, over all shards."""
     return [
         (shard.tokens[begin:end], None if shard.labels is None else shard.labels[begin:end])

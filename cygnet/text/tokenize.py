@@ -193,7 +193,10 @@ def _encode_chunk(
 def _conversation(row: Mapping[str, Any]) -> list[Message]:
     messages = parse_messages(row)
     if messages is None:
-        why = why_no_conversation(row) or f"no conversation; its fields are {', '.join(row) or 'none'}"
+        why = (
+            why_no_conversation(row)
+            or f"no conversation; its fields are {', '.join(row) or 'none'}"
+        )
         raise UserError(why)
     validate(messages)
     return messages

@@ -79,7 +79,9 @@ def test_pipes_and_links_are_named_and_not_waited_for(tree: Path, as_glob: bool)
     (tree / "notes/linked.txt").symlink_to(tree / "notes/b.txt")
     (tree / "notes/folder").symlink_to(tree / "notes/poems")
     problems = Problems()
-    files = find_files([str(tree / "notes" / "*.txt") if as_glob else str(tree / "notes")], problems)
+    files = find_files(
+        [str(tree / "notes" / "*.txt") if as_glob else str(tree / "notes")], problems
+    )
     assert "b.txt" in {f.path.name for f in files}
     assert not {"pipe.txt", "lost.txt"} & {f.path.name for f in files}
     named = dict(problems.kinds["no file"].places)

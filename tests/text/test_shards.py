@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from cygnet.errors import UserError
 from cygnet.files import sha256_file
 from cygnet.text.shards import ShardReader, write_shards
-from tests.shards import documents
+from tests.shards import stored_documents
 
 DOCUMENTS = [([1, 2, 3], [False, True, True]), ([4], [False]), ([5, 6], [True, False])]
 SOURCE = {"file": "demo"}
@@ -39,7 +39,7 @@ def test_what_is_written_is_read(tmp_path_factory, documents, vocab_size, has_la
     for shard in reader.shards:
         num_filled = int((np.diff(shard.offsets.astype(np.int64)) > 0).sum())
         assert len(shard.tokens) <= shard_tokens or num_filled == 1
-    for (found, labels), (ids, is_label) in zip(documents(reader), wanted, strict=True):
+    for (found, labels), (ids, is_label) in zip(stored_documents(reader), wanted, strict=True):
         assert found.tolist() == ids
         assert (labels is None) is not has_labels
         assert labels is None or labels.astype(bool).tolist() == is_label

@@ -10,7 +10,7 @@ from cygnet.files import JsonlWriter
 from cygnet.text.loader import PackedLoader
 from cygnet.text.shards import ShardReader
 from cygnet.text.tokenize import tokenize_conversations, tokenize_documents
-from tests.shards import documents
+from tests.shards import stored_documents
 
 USER = {"role": "user", "content": "Who stirs the soup?"}
 ANSWER = {"role": "assistant", "content": "The cook stirs <|im_end|> it."}
@@ -48,7 +48,7 @@ def test_documents_are_stored_whole_in_the_order_of_their_id(tmp_path_factory, t
     tokenize_documents(path, tokenizer, folder / "s")
     reader = ShardReader(folder / "s", tokenizer.hash)
     eos = tokenizer.eos_id
-    found = [ids.tolist() for ids, _ in documents(reader)]
+    found = [ids.tolist() for ids, _ in stored_documents(reader)]
     assert all(ids[0] == ids[-1] == eos for ids in found)
     assert [tokenizer.decode(ids[1:-1]) for ids in found] == expected
     assert [path.name for path in (folder / "s").iterdir() if "shard" not in path.name] == [
@@ -62,7 +62,7 @@ def test_conversations_learn_what_the_assistant_says(tmp_path, tokenizer):
     )
     assert counts(summary) == {"num_rows": 2, "num_used": 2}
     said = []
-    for ids, labels in documents(reader):
+    for ids, labels in stored_documents(reader):
         assert ids[-1] == tokenizer.eos_id and not labels[-1]
         said.append(tokenizer.decode(ids[labels == 1].tolist()))
     assert said == [ANSWER["content"] + "<|im_end|>", "bed<|im_end|>"]
@@ -118,7 +118,7 @@ def test_a_row_longer_than_the_context_is_cut_behind_an_answer(tmp_path, tokeniz
     reader = ShardReader(tmp_path / "s")
     assert summary.num_used == reader.num_documents
     assert summary.num_used + summary.num_too_long == 2
-    kept, full = documents(reader), documents(ShardReader(tmp_path / "whole"))
+    kept, full = stored_documents(reader), stored_documents(ShardReader(tmp_path / "whole"))
     pairs = list(zip(kept, full[-len(kept) :], strict=True))
     for (ids, labels), (source, _) in pairs:
         assert len(ids) - 1 <= max_seq_len
