@@ -319,7 +319,7 @@ def as_yaml(settings: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return settings, nested ones too, as mappings, lists, text and numbers, as YAML holds them."""
+    """Return settings, nested ones too, as YAML holds them: mappings, lists, text and numbers."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):

@@ -37,7 +37,7 @@ from cygnet.text.tokenizer import Tokenizer, make_tokenizer
 from cygnet.train.hardware import find_hardware
 from cygnet.train.parallel.group import connect, first, on_rank_zero
 from cygnet.train.planner import describe_plan
-from cygnet.train.run_folder import keep_aside
+from cygnet.train.run_folder import differences, keep_aside, stage_folders
 
 STAGES = ("pretrain", "sft", "dpo")
 EVAL_INPUTS, EVAL_RESULT = "eval_inputs.json", "eval.json"
@@ -157,42 +157,59 @@ def make_pairs(
     return out
 
 
-def evaluate_stages(run: Path, config: EvalConfig, train: TrainConfig) -> None:
-    """Evaluate each stage's model on the run's held-out data, where that is not yet done."""
-    heldout = {
-        name: run / name / HELDOUT
-        for name in ("data", "instructions", "pairs")
-        if (run / name / HELDOUT).exists()
+def evaluate_stages(
+    run: Path, config: EvalConfig, train: TrainConfig, data: Path | None = None
+) -> None:
+    """Evaluate each stage's model on held-out data, where that is not yet done.
+
+    Args:
+        run: a whole run, or the run folder of a single stage.
+        config: how much is measured.
+        train: says on which device, and in which type.
+        data: a data folder whose held-out text is taken in place of the run's own.
+
+    Raises:
+        UserError: no model or no held-out data there.
+    """
+    stages = {
+        stage: folder
+        for stage, folder in stage_folders(run, STAGES).items()
+        if (folder / "model").exists()
     }
-    if "data" not in heldout:
+    if not stages:
+        raise UserError(f"{run}: holds no finished stage; give the folder of a run")
+    places = {"data": data or run / "data"}
+    places |= {name: run / name for name in ("instructions", "pairs")}
+    heldout = {name: folder / HELDOUT for name, folder in places.items()}
+    found = {name: path for name, path in heldout.items() if path.exists()}
+    if not found or (data and "data" not in found):
         raise UserError(
-            f"{run}: no {HELDOUT} in its data/; give the folder of a whole run (cygnet run)"
+            f"{data or run}: no held-out data there to measure on; give --data FOLDER, one that "
+            "cygnet data made"
         )
-    hashes = {name: sha256_file(path) for name, path in heldout.items()}
-    rows = {name: list(read_jsonl(path)) for name, path in heldout.items()}
-    for stage in STAGES:
-        if not (run / stage / "model").exists():
-            continue
-        folder = find_model(run / stage)
+    hashes = {name: sha256_file(heldout[name]) if name in found else None for name in heldout}
+    rows = {name: list(read_jsonl(path)) for name, path in found.items()}
+    for stage, own in stages.items():
+        folder = find_model(own / "model")
         inputs = {
             "heldout": hashes,
             "model": sha256_file(folder / "model.safetensors"),
             "settings": plain(config),
         }
-        if _up_to_date(f"evaluation of {stage}", run / stage, inputs, EVAL_INPUTS):
+        if _up_to_date(f"evaluation of {stage}", own, inputs, EVAL_INPUTS):
             continue
         model, tokenizer = _load_on_device(folder, train)
         say(f"evaluation of {stage}")
         result = evaluate(
             model,
             tokenizer,
-            rows["data"],
+            rows.get("data", []),
             rows.get("instructions", []),
             rows.get("pairs", []),
             config,
         )
-        result.save(run / stage / EVAL_RESULT)
-        _record(run / stage, inputs, EVAL_INPUTS)
+        result.save(own / EVAL_RESULT)
+        _record(own, inputs, EVAL_INPUTS)
 
 
 def _load_on_device(folder: Path, train: TrainConfig) -> tuple[Transformer, Tokenizer]:
@@ -207,9 +224,9 @@ def _up_to_date(step: str, folder: Path, inputs: dict[str, Any], name: str = "in
     recorded = read_json(folder / name)
     if not recorded or (name == EVAL_INPUTS and not (folder / EVAL_RESULT).exists()):
         return False
-    changed = [key for key in inputs if recorded.get(key) != inputs[key]]
+    changed = differences(recorded, inputs)
     if changed:
-        say(f"{step}: made again, for {' and '.join(changed)} changed")
+        say(f"{step}: made again, for {'; '.join(changed)}")
     else:
         say(f"{step}: up to date, nothing to do ({folder})")
     return not changed
@@ -365,7 +382,9 @@ class EvalCommand:
     """Measure every stage of a run."""
 
     run: tyro.conf.Positional[Path]
-    """Folder that `cygnet run` made."""
+    """Folder of a whole run, or of a single stage."""
+    data: Path | None = None
+    """A folder of `cygnet data` whose held-out text is measured on; none takes the run's own."""
     device: str = "auto"
     """`cpu`, `cuda`, ..."""
     eval: Annotated[EvalConfig, tyro.conf.arg(name="")] = EvalConfig()
@@ -373,7 +392,7 @@ class EvalCommand:
 
 def eval_command(config: EvalCommand) -> None:
     """Evaluate, write the report again, and print it."""
-    evaluate_stages(config.run, config.eval, TrainConfig(device=config.device))
+    evaluate_stages(config.run, config.eval, TrainConfig(device=config.device), config.data)
     write_report(config.run, STAGES)
     print((config.run / "report.md").read_text(encoding="utf-8"))
 
