@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -40,7 +42,7 @@ from cygnet.train.planner import describe_plan
 from cygnet.train.run_folder import differences, keep_aside, stage_folders
 
 STAGES = ("pretrain", "sft", "dpo")
-EVAL_INPUTS, EVAL_RESULT = "eval_inputs.json", "eval.json"
+INPUTS, EVAL_INPUTS, EVAL_RESULT = "inputs.json", "eval_inputs.json", "eval.json"
 From = Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN_OR_MODEL")]
 Train = Annotated[TrainConfig, tyro.conf.arg(name="")]
 
@@ -74,34 +76,50 @@ def run_command(config: RunCommand) -> None:
         data = prepare(dataclasses.replace(config.corpus, paths=config.data), run / "data")
         write_atomic(run / "config.yaml", as_yaml(config))
         tokenizer = train_tokenizer_step(data, run / "tokenizer", config.model.vocab_size)
-    base = pretrain(
-        data, tokenizer, run / "shards" / "pretrain", run / "pretrain",
-        config.model, config.pretrain, renew=True,
-    )  # fmt: skip
+    with _flags_of("pretrain"):
+        base = pretrain(
+            data, tokenizer, run / "shards" / "pretrain", run / "pretrain",
+            config.model, config.pretrain, renew=True,
+        )  # fmt: skip
     with first("instructions", wait_s):
         instructions = make_instructions(data, run / "instructions", config.instructions)
-    tuned = sft(instructions, base, run / "shards" / "sft", run / "sft", config.sft, renew=True)
+    with _flags_of("sft"):
+        tuned = sft(instructions, base, run / "shards" / "sft", run / "sft", config.sft, renew=True)
     last = tuned
     pairs = None
     with first("pairs", wait_s):
         try:
-            pairs = make_pairs(instructions, tuned, run / "pairs", config.pairs, config.sft)
+            with _flags_of("sft"):
+                pairs = make_pairs(instructions, tuned, run / "pairs", config.pairs, config.sft)
         except NoPairsError as error:
             say(f"dpo: left out. {error}")
             if (run / "dpo" / "config.yaml").exists():
                 keep_aside(run / "dpo")
     if pairs is not None:
-        last = dpo(
-            pairs, tuned, run / "shards" / "dpo", run / "dpo",
-            config.dpo, config.preference, renew=True,
-        )  # fmt: skip
+        with _flags_of("dpo"):
+            last = dpo(
+                pairs, tuned, run / "shards" / "dpo", run / "dpo",
+                config.dpo, config.preference, renew=True,
+            )  # fmt: skip
     on_rank_zero(lambda: _end_run(config, last))
+
+
+@contextmanager
+def _flags_of(stage: str) -> Iterator[None]:
+    """Let errors name a stage's flags as a whole run spells them: --device as --sft.device."""
+    try:
+        yield
+    except UserError as error:
+        names = "|".join(field.name for field in dataclasses.fields(TrainConfig))
+        error.args = (re.sub(rf"--({names})\b", rf"--{stage}.\1", str(error)),)
+        raise
 
 
 def _end_run(config: RunCommand, last: Path) -> None:
     """Evaluate, put the last model at the top, write the report, and say where all is."""
     run = config.out
-    evaluate_stages(run, config.eval, config.sft)
+    with _flags_of("sft"):
+        evaluate_stages(run, config.eval, config.sft)
     with folder_atomic(run / "model") as folder:
         shutil.copytree(last, folder, dirs_exist_ok=True)
     write_report(run, STAGES)
@@ -124,6 +142,7 @@ def train_tokenizer_step(data: Path, out: Path, vocab_size: int) -> Path:
     """Train a tokenizer on a data folder, unless `out` holds the one of the same inputs."""
     inputs = {"data": sha256_file(data / "manifest.json"), "vocab_size": vocab_size}
     if not _up_to_date("tokenizer", out, inputs):
+        (out / INPUTS).unlink(missing_ok=True)  # until all is there, nothing is
         make_tokenizer(data / TRAIN, out, vocab_size, data / HELDOUT)
         _record(out, inputs)
     return out
@@ -218,7 +237,7 @@ def _load_on_device(folder: Path, train: TrainConfig) -> tuple[Transformer, Toke
     return model.to(hardware.device), tokenizer
 
 
-def _up_to_date(step: str, folder: Path, inputs: dict[str, Any], name: str = "inputs.json") -> bool:
+def _up_to_date(step: str, folder: Path, inputs: dict[str, Any], name: str = INPUTS) -> bool:
     """Compare what a step's folder was made from with what it would be made from now."""
     inputs = {**json.loads(json.dumps(inputs)), "version": __version__}
     recorded = read_json(folder / name)
@@ -232,7 +251,7 @@ def _up_to_date(step: str, folder: Path, inputs: dict[str, Any], name: str = "in
     return not changed
 
 
-def _record(folder: Path, inputs: dict[str, Any], name: str = "inputs.json") -> None:
+def _record(folder: Path, inputs: dict[str, Any], name: str = INPUTS) -> None:
     write_json(folder / name, {**inputs, "version": __version__})
 
 
@@ -269,14 +288,14 @@ class TokenizerCommand:
     data: tuple[str, ...] = ()
     """A folder of `cygnet data`, or raw files; none takes the built-in text."""
     out: Path = Path("runs/tokenizer")
-    """Folder for the tokenizer."""
+    """Folder for the tokenizer; of raw files, the clean text lies in its data/."""
     vocab_size: int = 6400
     """Entries."""
 
 
 def tokenizer_command(config: TokenizerCommand) -> None:
     """Write a tokenizer folder and print its bytes per token."""
-    data = _data_folder(config.data, config.out.with_name(f"{config.out.name}-data"))
+    data = _data_folder(config.data, config.out / "data")
     out = train_tokenizer_step(data, config.out, config.vocab_size)
     print((out / "report.json").read_text(encoding="utf-8"))
 
@@ -306,7 +325,7 @@ def pretrain_command(config: PretrainCommand) -> None:
         tokenizer = config.tokenizer
         if tokenizer is None and config.from_ is None:
             tokenizer = out / "tokenizer"
-            made_from = read_json(tokenizer / "inputs.json").get("data")
+            made_from = read_json(tokenizer / INPUTS).get("data")
             if made_from == sha256_file(data / "manifest.json"):
                 say(f"tokenizer: taking the one in {tokenizer}")
             else:
@@ -415,7 +434,12 @@ def _data_folder(paths: Sequence[str], out: Path) -> Path:
     """Return the data folder that the paths name, or make it at `out`."""
     if len(paths) == 1 and (Path(paths[0]) / TRAIN).exists():
         return Path(paths[0])
-    return prepare(DataConfig(paths=tuple(paths)), out)
+    try:
+        return prepare(DataConfig(paths=tuple(paths)), out)
+    except UserError as error:
+        if "--corpus." in str(error):
+            error.args = (f"{error} (a flag of cygnet data, whose folder --data takes too)",)
+        raise
 
 
 def _required(start: Path | None, verb: str) -> Path:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from cygnet import cli
+from cygnet import cli, recipe
+from cygnet.errors import UserError
 from cygnet.files import sha256_file
+from cygnet.train.hardware import choose_device
 
 WORDS = "the old swan sleeps near a cold lake while grey rain falls on reeds and stones".split()
 
@@ -124,6 +126,44 @@ def test_a_single_stage_is_evaluated_and_reported(
     with pytest.raises(SystemExit):
         cli.main(["eval", str(tmp_path)])
     assert "holds no finished stage" in capsys.readouterr().err
+
+
+def test_errors_name_the_flags_of_a_whole_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"give --sft\.device auto"), recipe._flags_of("sft"):
+        choose_device("cuda:99")
+    with pytest.raises(UserError, match="give another --out"), recipe._flags_of("sft"):
+        raise UserError("give another --out")
+
+
+def test_a_tokenizer_keeps_its_text_inside_and_is_made_once(
+    own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tokenizer"
+    command = ["tokenizer", "--data", str(own_text), "--out", str(out), "--vocab-size"]
+    cli.main([*command, "400"])
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+    assert (out / "data/report.md").exists() and (out / "tokenizer.json").exists()
+    first = contents(out)
+    capsys.readouterr()
+    cli.main([*command, "400"])
+    assert "tokenizer: up to date" in capsys.readouterr().err
+    assert contents(out) == first
+    cli.main([*command, "380"])
+    assert "tokenizer: made again, for vocab_size was 400, now 380" in capsys.readouterr().err
+    assert (out / "data/report.md").exists()
+
+
+def test_a_single_short_text_is_told_what_it_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("The old swan sleeps near a cold lake while grey rain falls on the reeds.")
+    for verb in ("data", "tokenizer"):
+        with pytest.raises(SystemExit):
+            cli.main([verb, "--data", str(note), "--out", str(tmp_path / verb)])
+        said = capsys.readouterr().err
+        assert "all the text is one document, and one more is needed" in said
+        assert ("a flag of cygnet data" in said) == (verb == "tokenizer")
 
 
 def test_titled_texts_go_the_whole_way(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def heldout_limit(positions: Sequence[float], share: float) -> float:
         return share
     if len(ordered) < 2:
         raise UserError(
-            f"no held-out text left: the {len(positions)} usable document(s) are one subject; "
-            "give more text, or cut it into more documents with a smaller --corpus.max-chars"
+            f"all the text is {'one document' if len(positions) == 1 else 'of one title'}, and one "
+            "more is needed, to measure on what was not learnt: give a second file, part the text "
+            "by lines of <|endoftext|>, or cut it by a smaller --corpus.max-chars"
         )
     return ordered[1]

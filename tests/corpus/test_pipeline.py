@@ -232,7 +232,7 @@ def test_all_dropped_is_a_clear_line(tmp_path: Path) -> None:
 def test_one_document_leaves_nothing_to_hold_out(tmp_path: Path) -> None:
     source = tmp_path / "a.txt"
     source.write_text(sentence(random.Random(0)))
-    with pytest.raises(UserError, match="no held-out text left"):
+    with pytest.raises(UserError, match="all the text is one document, and one more is needed"):
         prepare(config(source, heldout_share=1e-6), tmp_path / "out")
 
 
