@@ -31,6 +31,7 @@ class Watched(Engine):
     """An engine that checkpoints every other block, and notes stalls and times of blocks."""
 
     def train(self) -> None:
+        """Train, with lists of stalls and of the ends of steps."""
         self.stalls_s: list[float] = []
         self.ends_s: list[float] = []
         super().train()

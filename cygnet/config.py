@@ -315,14 +315,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def as_yaml(settings: Any) -> str:
     """Return a settings dataclass as YAML that `load_settings` reads back to an equal one."""
-    return yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(plain(settings), sort_keys=False, allow_unicode=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return settings, nested ones too, as YAML holds them: mappings, lists, text and numbers."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

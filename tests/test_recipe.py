@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from cygnet import cli
+from cygnet import cli, recipe
+from cygnet.errors import UserError
 from cygnet.files import sha256_file
+from cygnet.train.hardware import choose_device
 
 WORDS = "the old swan sleeps near a cold lake while grey rain falls on reeds and stones".split()
 
@@ -84,6 +88,82 @@ def test_the_whole_way_and_then_only_what_changed(
     assert "pretrain: up to date" in said
     assert "sft: made again, for learning_rate was" in said
     assert (out / "sft.old-1/model/model.safetensors").exists()
+    assert "pairs: made again, for the model to start from changed" in said
+    assert "evaluation of pretrain: made again, for the held-out pairs changed" in said
+    assert not re.search("[0-9a-f]{16}", said), "a bare hash says nothing"
+
+    run(own_text, out, "--instructions.max-continuations", "30", "--eval.num-others", "2")
+    said = capsys.readouterr().err
+    assert "instructions: made again, for max_continuations was 2000, now 30" in said
+    assert "sft: made again, for the data changed" in said
+    assert re.search("evaluation of pretrain: made again, for .*num_others was 4, now 2", said)
+    assert not re.search("[0-9a-f]{16}", said)
+
+
+def test_a_single_stage_is_evaluated_and_reported(
+    own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, sizes = tmp_path / "base", SMALL[:14]
+    train = "--steps 4 --batch-tokens 512 --max-seq-len 64 --compile off".split()
+    cli.main(["pretrain", "--data", str(own_text), "--out", str(out), *sizes, *train])
+    cli.main(["eval", str(out), "--max-new-tokens", "8"])
+    shown = capsys.readouterr().out
+    assert "bits per byte" in shown and "**pretrain**" in shown
+    assert (out / "eval.json").exists() and (out / "report.html").exists()
+    assert "(plots/" in shown and list((out / "plots").glob("*.png"))
+    assert f"{out}/config.yaml --pretrain" not in shown  # its config.yaml is no recipe
+    cli.main(["eval", str(out), "--max-new-tokens", "8"])
+    assert "evaluation of pretrain: up to date" in capsys.readouterr().err
+
+    shutil.rmtree(out / "data")
+    for extra, said in (
+        ([], "no held-out data there to measure on; give --data FOLDER"),
+        (["--data", str(tmp_path)], f"{tmp_path}: no held-out data there"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["eval", str(out), *extra])
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["eval", str(tmp_path)])
+    assert "holds no finished stage" in capsys.readouterr().err
+
+
+def test_errors_name_the_flags_of_a_whole_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"give --sft\.device auto"), recipe._flags_of("sft"):
+        choose_device("cuda:99")
+    with pytest.raises(UserError, match="give another --out"), recipe._flags_of("sft"):
+        raise UserError("give another --out")
+
+
+def test_a_tokenizer_keeps_its_text_inside_and_is_made_once(
+    own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tokenizer"
+    command = ["tokenizer", "--data", str(own_text), "--out", str(out), "--vocab-size"]
+    cli.main([*command, "400"])
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+    assert (out / "data/report.md").exists() and (out / "tokenizer.json").exists()
+    first = contents(out)
+    capsys.readouterr()
+    cli.main([*command, "400"])
+    assert "tokenizer: up to date" in capsys.readouterr().err
+    assert contents(out) == first
+    cli.main([*command, "380"])
+    assert "tokenizer: made again, for vocab_size was 400, now 380" in capsys.readouterr().err
+    assert (out / "data/report.md").exists()
+
+
+def test_a_single_short_text_is_told_what_it_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("The old swan sleeps near a cold lake while grey rain falls on the reeds.")
+    for verb in ("data", "tokenizer"):
+        with pytest.raises(SystemExit):
+            cli.main([verb, "--data", str(note), "--out", str(tmp_path / verb)])
+        said = capsys.readouterr().err
+        assert "all the text is one document, and one more is needed" in said
+        assert ("a flag of cygnet data" in said) == (verb == "tokenizer")
 
 
 def test_titled_texts_go_the_whole_way(tmp_path: Path) -> None:

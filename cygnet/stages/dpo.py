@@ -27,14 +27,14 @@ from cygnet.config import TrainConfig
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.errors import UserError
 from cygnet.files import sha256_file, write_atomic
-from cygnet.model.loss import CHUNK_POSITIONS, IGNORE, token_log_probs
+from cygnet.model.loss import CHUNK_POSITIONS, token_log_probs
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say, track
 from cygnet.stages.launch import load_start, train_and_save
 from cygnet.stages.pairs import read_pairs
 from cygnet.stages.pretrain import check_context
 from cygnet.text.chat import encode_chat
-from cygnet.text.loader import PADDING, Batch, permute
+from cygnet.text.loader import IGNORE, PADDING, Batch, permute
 from cygnet.text.packing import packing_plan
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.hardware import find_hardware

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cygnet.config import TrainConfig
+from cygnet.config import TrainConfig, plain
 from cygnet.export.huggingface import find_model, load_folder, save_folder
 from cygnet.files import sha256_file
 from cygnet.model.transformer import Transformer
@@ -16,7 +16,7 @@ from cygnet.train.checkpoint import Checkpoint, newest_checkpoint
 from cygnet.train.engine import Engine
 from cygnet.train.hardware import choose_device
 from cygnet.train.parallel.group import connect, first, on_rank_zero, world
-from cygnet.train.run_folder import changes, is_finished, keep_aside, plain
+from cygnet.train.run_folder import changes, is_finished, keep_aside
 from cygnet.train.stage import Stage
 
 

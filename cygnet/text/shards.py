@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -175,7 +174,6 @@ class ShardReader:
 
     Attributes:
         manifest, shards, num_tokens, num_documents, has_labels: as the manifest has them.
-        hash: SHA-256 of the manifest: equal if and only if the tokens are.
 
     Raises:
         UserError: no shards there, another tokenizer's, or a damaged file; names which.
@@ -201,20 +199,6 @@ class ShardReader:
             Shard(self.folder / f"shard_{i:05d}", dtype, self.has_labels)
             for i in range(len(self.manifest["shards"]))
         ]
-
-    def document(self, number: int) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
-        """Return the ids of a document, counted over all shards, and which of them are learnt."""
-        for shard in self.shards:
-            if number < len(shard.offsets) - 1:
-                span = slice(int(shard.offsets[number]), int(shard.offsets[number + 1]))
-                return shard.tokens[span], None if shard.labels is None else shard.labels[span]
-            number -= len(shard.offsets) - 1
-        raise IndexError(number)
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 of the manifest, and so of all tokens."""
-        return sha256_file(self.folder / _MANIFEST)
 
     def _read_manifest(self) -> dict[str, Any]:
         path = self.folder / _MANIFEST

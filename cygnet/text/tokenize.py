@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cygnet.errors import UserError
 from cygnet.files import folder_atomic, read_jsonl, sha256_file
-from cygnet.messages import Message, parse_messages, validate
+from cygnet.messages import Message, parse_messages, validate, why_no_conversation
 from cygnet.progress import say, track
 from cygnet.text.chat import EncodedChat, encode_chat, encode_chats
 from cygnet.text.shards import SHARD_TOKENS, ShardWriter, recorded_source, token_dtype, write_shards
@@ -193,7 +193,11 @@ def _encode_chunk(
 def _conversation(row: Mapping[str, Any]) -> list[Message]:
     messages = parse_messages(row)
     if messages is None:
-        raise UserError(f"no conversation; its fields are {', '.join(row) or 'none'}")
+        why = (
+            why_no_conversation(row)
+            or f"no conversation; its fields are {', '.join(row) or 'none'}"
+        )
+        raise UserError(why)
     validate(messages)
     return messages
 

@@ -39,7 +39,7 @@ from cygnet.train.parallel.group import (
     on_rank_zero,
 )
 from cygnet.train.planner import estimate_seconds, plan
-from cygnet.train.run_folder import make_room, write_config
+from cygnet.train.run_folder import claim_run_folder, write_config
 from cygnet.train.schedule import rate_scale
 from cygnet.train.stage import Stage
 from cygnet.train.trackers import Tracker, make_trackers
@@ -177,7 +177,7 @@ class Engine:
 
     def _resume(self) -> dict[str, Any]:
         """Load the newest whole checkpoint, if there is one, and return its state."""
-        on_rank_zero(lambda: make_room(self.run, self.origin, self.requested))
+        on_rank_zero(lambda: claim_run_folder(self.run, self.origin, self.requested))
         checkpoint = on_rank_zero(lambda: newest_checkpoint(self.run / "checkpoints"))
         if checkpoint is None:
             if self.config.resume == "must":

@@ -42,7 +42,7 @@ def check_batch(stage: Stage, batch: Batch, step: int, vocab_size: int) -> int:
 
 def blame(model: Transformer, stage: Stage, batch: Batch, step: int, loss: float) -> DivergedError:
     """Find what made a step not finite: the row of the batch, or else the parameter."""
-    from cygnet.model.loss import IGNORE
+    from cygnet.text.loader import IGNORE
 
     with torch.no_grad():
         for row in range(len(batch.tokens)):
