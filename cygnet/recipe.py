@@ -22,6 +22,7 @@ from cygnet.config import ModelConfig, TrainConfig, as_yaml, plain
 from cygnet.corpus import builtin
 from cygnet.corpus.instructions import InstructionConfig, build_instructions
 from cygnet.corpus.pipeline import HELDOUT, TRAIN, DataConfig, prepare
+from cygnet.corpus.small_talk import KIND as SMALL_TALK
 from cygnet.errors import UserError
 from cygnet.evals.evaluate import evaluate
 from cygnet.evals.report import write_report
@@ -42,7 +43,7 @@ from cygnet.train.layout import layout_of
 from cygnet.train.parallel.choose import choose_parallel
 from cygnet.train.parallel.group import connect, first, on_rank_zero
 from cygnet.train.planner import describe_plan, plan, smallest_plan
-from cygnet.train.run_folder import differences, keep_aside, stage_folders
+from cygnet.train.run_folder import data_of, differences, keep_aside, stage_folders
 
 STAGES = ("pretrain", "sft", "dpo")
 INPUTS, EVAL_INPUTS, EVAL_RESULT = "inputs.json", "eval_inputs.json", "eval.json"
@@ -92,8 +93,8 @@ def run_command(config: RunCommand) -> None:
     pairs = None
     with first("pairs", wait_s):
         try:
-            with _flags_of("sft"):
-                pairs = make_pairs(instructions, tuned, run / "pairs", config.pairs, config.sft)
+            with _flags_of("dpo"):
+                pairs = make_pairs(instructions, tuned, run / "pairs", config.pairs, config.dpo)
         except NoPairsError as error:
             say(f"dpo: left out. {error}")
             if (run / "dpo" / "config.yaml").exists():
@@ -160,6 +161,11 @@ def make_instructions(data: Path, out: Path, config: InstructionConfig) -> Path:
         counts = read_json(out / "manifest.json")["counts"]["train"]
         told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         say(f"instructions: {told}")
+        if SMALL_TALK in counts:
+            say(
+                f"instructions: {counts[SMALL_TALK]} of them are small talk that Cygnet brings "
+                "along (greetings, who it is); --instructions.small_talk_repeats 0 leaves it out"
+            )
     return out
 
 
@@ -170,11 +176,12 @@ def make_pairs(
     inputs = {
         "instructions": sha256_file(instructions / "manifest.json"),
         "start": sha256_file(start / "model.safetensors"),
-        "settings": plain(config),
+        "settings": plain(config) | {"max_seq_len": train.max_seq_len},
     }
     if not _up_to_date("pairs", out, inputs):
         model, tokenizer = _load_on_device(start, train)
-        build_pairs(instructions, Generator(model, tokenizer), out, config)
+        generator = Generator(model, tokenizer)
+        build_pairs(instructions, generator, out, config, train.max_seq_len)
         _record(out, inputs)
     return out
 
@@ -345,7 +352,8 @@ class SftCommand:
 
     reads_yaml: ClassVar[bool] = True
     data: tuple[str, ...] = ()
-    """Conversations (jsonl), a folder of `cygnet data`, or none for the built-in text."""
+    """Conversations (jsonl) or a folder of `cygnet data`; none takes what the model's run learnt
+    from, or where that is not known the built-in text."""
     from_: From = None
     """Run or model folder to start from."""
     out: Path = Path("runs/sft")
@@ -359,8 +367,11 @@ def sft_command(config: SftCommand) -> None:
     start = find_model(_required(config.from_, "sft"))
     out = config.out
     with first("instructions", config.sft.timeout_s):
-        data = _data_folder(config.data, out / "data")
-        instructions = make_instructions(data, out / "instructions", config.instructions)
+        if config.data:
+            data = _data_folder(config.data, out / "data")
+            instructions = make_instructions(data, out / "instructions", config.instructions)
+        else:
+            instructions = _learnt_instructions("sft", start, out, config.instructions)
     model = sft(instructions, start, out / "shards", out, config.sft)
     _finish(out, model, f"cygnet dpo --from {out}")
 
@@ -371,7 +382,8 @@ class DpoCommand:
 
     reads_yaml: ClassVar[bool] = True
     data: tuple[str, ...] = ()
-    """JSON lines of pairs (prompt, chosen, rejected); none makes pairs from the built-in text."""
+    """JSON lines of pairs (prompt, chosen, rejected); none makes pairs from what the model's run
+    learnt from, or where that is not known from the built-in text."""
     from_: From = None
     """Run or model folder to start from; it is the reference too."""
     out: Path = Path("runs/dpo")
@@ -392,8 +404,7 @@ def dpo_command(config: DpoCommand) -> None:
         on_rank_zero(lambda: take_pairs(config.data, pairs))
     else:
         with first("pairs", config.dpo.timeout_s):
-            data = _data_folder((), out / "data")
-            instructions = make_instructions(data, out / "instructions", config.instructions)
+            instructions = _learnt_instructions("dpo", start, out, config.instructions)
             pairs = make_pairs(instructions, start, out / "pairs", config.pairs, config.dpo)
     model = dpo(pairs, start, out / "shards", out, config.dpo, config.preference)
     _finish(out, model, f"cygnet chat {out}")
@@ -466,6 +477,22 @@ def _data_folder(paths: Sequence[str], out: Path) -> Path:
         if "--corpus." in str(error):
             error.args = (f"{error} (a flag of cygnet data, whose folder --data takes too)",)
         raise
+
+
+def _learnt_instructions(verb: str, start: Path, out: Path, config: InstructionConfig) -> Path:
+    """Return conversations of what the starting model's run learnt from, and say which they are."""
+    learnt = data_of(start)
+    if learnt is None:
+        say(
+            f"{verb}: no --data given, and what {start} learnt from is not known: taking Cygnet's "
+            "built-in text"
+        )
+        learnt = _data_folder((), out / "data")
+    else:
+        say(f"{verb}: no --data given: taking {learnt}, which {start} learnt from")
+        if learnt.name == "instructions":
+            return learnt
+    return make_instructions(learnt, out / "instructions", config)
 
 
 def _required(start: Path | None, verb: str) -> Path:

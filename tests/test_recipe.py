@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cygnet import cli, recipe
 from cygnet.errors import UserError
-from cygnet.files import sha256_file
+from cygnet.files import read_jsonl, sha256_file
 from cygnet.train.hardware import choose_device
 
 WORDS = "the old swan sleeps near a cold lake while grey rain falls on reeds and stones".split()
@@ -75,7 +76,10 @@ def test_the_whole_way_and_then_only_what_changed(
     for name in ("report.html", "report.md", "model/model.safetensors", "dpo/metrics.jsonl"):
         assert name in first
     assert "chats.jsonl:61" in (out / "data/report.md").read_text()
-    assert f"cygnet chat {out}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"cygnet chat {out}" in said
+    assert "small talk that Cygnet brings along" in said
+    assert "--instructions.small_talk_repeats 0" in said
 
     run(own_text, out)
     said = capsys.readouterr().err
@@ -126,6 +130,37 @@ def test_a_single_stage_is_evaluated_and_reported(
     with pytest.raises(SystemExit):
         cli.main(["eval", str(tmp_path)])
     assert "holds no finished stage" in capsys.readouterr().err
+
+
+def test_tuning_without_data_takes_what_the_model_learnt_from(
+    own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    def nothing_builtin(*_: Any) -> Any:
+        raise UserError("the built-in text was taken")
+
+    base, tuned, aligned = (tmp_path / name for name in ("base", "tuned", "aligned"))
+    train = "--steps 2 --batch-tokens 512 --max-seq-len 256 --compile off".split()
+    cli.main(["pretrain", "--data", str(own_text), "--out", str(base), *SMALL[:14], *train])
+    monkeypatch.setattr(recipe, "prepare", nothing_builtin)
+    capsys.readouterr()
+    no_talk = ["--instructions.small-talk-repeats", "0"]
+    cli.main(["sft", "--from", str(base), "--out", str(tuned), *train, *no_talk])
+    said = capsys.readouterr().err
+    assert f"sft: no --data given: taking {base}/data, which {base}/model learnt from" in said
+    assert "small talk" not in said and "smalltalk" not in said
+    few = ["--pairs.num-own-prompts", "2", "--pairs.max-new-tokens", "8"]
+    cli.main(["dpo", "--from", str(tuned), "--out", str(aligned), *train, *few])
+    said = capsys.readouterr().err
+    assert f"taking {tuned}/instructions, which {tuned}/model learnt from" in said
+    sources = [row["source"] for row in read_jsonl(aligned / "pairs/train.jsonl.zst")]
+    assert sources and all(source.startswith(f"{own_text.name}/") for source in sources)
+
+    shutil.rmtree(base / "data")
+    with pytest.raises(SystemExit):
+        cli.main(["sft", "--from", str(base), "--out", str(tmp_path / "other"), *train])
+    said = capsys.readouterr().err
+    assert f"what {base}/model learnt from is not known: taking Cygnet's built-in text" in said
+    assert "the built-in text was taken" in said
 
 
 def test_errors_name_the_flags_of_a_whole_run(tmp_path: Path) -> None:

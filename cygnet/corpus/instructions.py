@@ -1,7 +1,8 @@
 """Clean documents to conversations, by rules that `docs/instructions.md` lists in full.
 
-Every row is one conversation: {"messages", "kind", "subject"} and, for a poem whose form is named
-in the request, "form". What is made of a document depends on the document and the seed alone, and
+Every row is one conversation: {"messages", "kind", "subject"}, where it was read ("source", see
+`Document.source`) unless it is small talk and, for a poem whose form is named in the request,
+"form". What is made of a document depends on the document and the seed alone, and
 which documents are taken on a hash of their id, so that nothing hangs on their order.
 """
 
@@ -26,6 +27,7 @@ from cygnet.corpus.sentences import first_sentences, passages, sentences
 from cygnet.corpus.small_talk import (
     CONVERSATIONS,
     GENERAL,
+    KIND,
     WITH_BUILTIN_TEXT,
     WITH_OWN_TEXT,
     Talk,
@@ -145,7 +147,8 @@ class InstructionConfig:
     max_continuations: int = 2000
     """Texts to continue in training, from documents that no other rule is for."""
     small_talk_repeats: int = 2
-    """How often each way of saying something in small talk occurs in training."""
+    """How often each way of saying something in Cygnet's own small talk (greetings, who it is)
+    occurs in training; 0 leaves small talk out."""
     joined_share: float = 0.08
     """Share of the training conversations that are joined with the next into one of more turns."""
     heldout_poems: int = 200
@@ -235,12 +238,18 @@ def subject_key(title: str) -> str:
 
 
 def document_rows(document: Document, seed: int = 0) -> list[Row]:
-    """Return the conversations that can be made of a document; its fields decide by which rule.
+    """Return the conversations that can be made of a document, each with its `source`.
+
+    The document's fields decide by which rule they are made.
 
     A conversation passes through; ingredients and steps make a recipe; a form of `POEM_FORMS` a
     poem; a title an article or, where the text does not speak of it, a titled text; anything else
     is a text to continue.
     """
+    return [row | {"source": document.source} for row in _document_rows(document, seed)]
+
+
+def _document_rows(document: Document, seed: int) -> list[Row]:
     rng = random.Random(f"{seed}:{document.id}")
     fields = document.fields
     if document.messages is not None:
@@ -433,6 +442,8 @@ class _Made:
         for number, row in enumerate(mixed):
             if waiting is not None:
                 both = {**row, "messages": [*waiting["messages"], *row["messages"]]}
+                if sources := [each["source"] for each in (waiting, row) if "source" in each]:
+                    both["source"] = " and ".join(sources)
                 fits = sum(len(m["content"]) for m in both["messages"]) <= MAX_JOINED_CHARS
                 rows += [both] if fits else [waiting, row]
                 waiting = None
@@ -526,7 +537,7 @@ def _hasty(ask: str) -> str:
 
 
 def _talk_row(turns: Sequence[str]) -> Row:
-    return {"messages": _turns(turns), "kind": "smalltalk", "subject": ""}
+    return {"messages": _turns(turns), "kind": KIND, "subject": ""}
 
 
 def _rank(key: str, seed: int) -> int:

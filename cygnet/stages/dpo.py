@@ -109,16 +109,19 @@ class PairRows:
     Attributes:
         rows: the whole set as one batch.
         num_pairs: pairs kept.
-        skipped: pairs that do not fit a row.
+        skipped: which pairs do not fit a row.
+        needed: positions that each pair fills.
         numbers: for each row, which of the pairs it holds.
     """
 
     def __init__(self, pairs: list[dict[str, Any]], tokenizer: Tokenizer, seq_len: int) -> None:
         encoded = [document for pair in pairs for document in encode_pair(tokenizer, pair)]
         lengths = [len(ids) - 1 for ids, _ in encoded]
-        fits = [i for i in range(len(pairs)) if lengths[2 * i] + lengths[2 * i + 1] <= seq_len]
-        self.num_pairs, self.skipped = len(fits), len(pairs) - len(fits)
-        sizes = [lengths[2 * i] + lengths[2 * i + 1] + 1 for i in fits]
+        self.needed = [sum(lengths[2 * i : 2 * i + 2]) for i in range(len(pairs))]
+        fits = [i for i, needed in enumerate(self.needed) if needed <= seq_len]
+        self.skipped = [i for i, needed in enumerate(self.needed) if needed > seq_len]
+        self.num_pairs = len(fits)
+        sizes = [self.needed[i] + 1 for i in fits]
         plan = packing_plan(np.cumsum([0, *sizes]).astype(np.uint64), seq_len, may_cut=False)
         first_token = np.cumsum([0, *sizes])
         shape = (plan.num_rows, seq_len)
@@ -208,7 +211,7 @@ class DpoStage:
         train, heldout: all pairs; the latter may hold none.
         train_config: rows per batch and seed.
         config: the loss.
-        numbers: for each row of `train`, which pairs of the file it holds; for `describe`.
+        sources: for each row of `train`, where its pairs were read; for `describe`.
     """
 
     name = "dpo"
@@ -219,10 +222,10 @@ class DpoStage:
         heldout: PairBatch,
         train_config: TrainConfig,
         config: DpoConfig,
-        numbers: Sequence[Sequence[int]] = (),
+        sources: Sequence[Sequence[str]] = (),
     ) -> None:
         self.train, self.heldout_pairs = train, heldout
-        self.numbers = numbers
+        self.sources = sources
         self.config, self.seed = config, train_config.seed
         self.num_rows = len(train.tokens)
         self.rows_per_batch = min(train_config.rows_per_batch, self.num_rows)
@@ -261,12 +264,11 @@ class DpoStage:
         return total, {name: value.detach().sum() for name, value in metrics.items()}
 
     def describe(self, number: int, row: int) -> str:
-        """Name the row's pairs by their lines in the file."""
+        """Name the row's pairs by where they were read."""
         place = int(self._places(number)[row])
-        if not self.numbers:
+        if not self.sources:
             return f"row {place} of the packed pairs"
-        pairs = self.numbers[place]
-        return f"the pairs in lines {', '.join(str(pair + 1) for pair in pairs)} of {TRAIN}"
+        return f"the pairs of {', '.join(self.sources[place])}"
 
     def heldout(self, model: Transformer) -> dict[str, float]:
         """Return loss, accuracy and margin on the held-out pairs."""
@@ -354,19 +356,43 @@ def dpo(
     def stage() -> DpoStage:
         hardware = find_hardware(config)
         model.to(hardware.device).compute_dtype = hardware.dtype
-        packed, numbers = [], []
+        packed, sources = [], []
         for name, path in files.items():
-            found = PairRows(read_pairs(path), tokenizer, config.max_seq_len)
-            if found.skipped:
-                say(f"dpo: {found.skipped} pairs of {name} are longer than max_seq_len, skipped")
+            rows = read_pairs(path)
+            found = PairRows(rows, tokenizer, config.max_seq_len)
             if name == TRAIN and not found.num_pairs:
-                raise UserError(f"{path}: no pair fits max_seq_len {config.max_seq_len}; raise it")
+                raise UserError(_why_none_fits(path, found, config, model.config.max_position))
+            if found.skipped:
+                first = found.skipped[0]
+                where = rows[first].get("source", f"{path}:{first + 1}")
+                say(
+                    f"dpo: {len(found.skipped)} of {len(rows)} pairs of {name} are longer than "
+                    f"max_seq_len and skipped, first {where} (the longest needs "
+                    f"{max(found.needed)})"
+                )
             rounding = f"{config.max_seq_len} {hardware.dtype_name}"
             what = (start_hash, tokenizer.hash, sha256_file(path), rounding)
             key = hashlib.sha256("/".join(what).encode()).hexdigest()[:16]
             log_probs = reference_log_probs(model, found.rows, cache / f"{key}.npy")
             packed.append(with_reference(found.rows, log_probs))
-            numbers.append(found.numbers)
-        return DpoStage(packed[0], packed[1], config, preference, numbers[0])
+            places = [row.get("source", f"line {n} of {name}") for n, row in enumerate(rows, 1)]
+            sources.append([[places[pair] for pair in row] for row in found.numbers])
+        return DpoStage(packed[0], packed[1], config, preference, sources[0])
 
     return train_and_save("dpo", model, tokenizer, stage, config, run, inputs, renew)
+
+
+def _why_none_fits(path: Path, found: PairRows, config: TrainConfig, max_position: int) -> str:
+    if not found.needed:
+        return f"{path}: holds no pair; give some"
+    shortest = min(found.needed)
+    said = f"{path}: no pair fits max_seq_len {config.max_seq_len}, with both answers in one row"
+    if shortest > max_position:
+        return (
+            f"{said}: the shortest needs {shortest}, and the model's max_position is "
+            f"{max_position}; give shorter pairs"
+        )
+    return (
+        f"{said}; raise it: --max_seq_len {shortest} holds the shortest pair, "
+        f"--max_seq_len {max(found.needed)} all"
+    )

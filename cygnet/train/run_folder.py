@@ -11,7 +11,7 @@ from typing import Any
 from cygnet import __version__
 from cygnet.config import TrainConfig, as_yaml, plain, read_yaml
 from cygnet.errors import UserError
-from cygnet.files import write_atomic
+from cygnet.files import read_json, sha256_file, write_atomic
 from cygnet.progress import say
 
 FREE_TO_CHANGE = {
@@ -108,6 +108,28 @@ def own_stage(run: Path) -> str | None:
     """Return the stage that was trained in a run folder itself; none of a whole run."""
     config = run / "config.yaml"
     return read_yaml(config).get("stage") if config.exists() else None
+
+
+def data_of(model: Path) -> Path | None:
+    """Return the folder `instructions` or `data` that a model's run learnt from.
+
+    None where that is not known, or the folder is gone or has changed since.
+    """
+    run = model.parent
+    stage = own_stage(run)
+    if stage is None:
+        inside = (run / name for name in ("dpo", "sft", "pretrain"))
+        last = next((folder for folder in inside if own_stage(folder) == folder.name), None)
+        return data_of(last / "model") if last else None
+    inputs = read_yaml(run / "config.yaml").get("inputs") or {}
+    for place in (run, run.parent):
+        for name in ("instructions", "data"):
+            manifest = place / name / "manifest.json"
+            made_of = read_json(place / "pairs" / "inputs.json") if stage == "dpo" else inputs
+            key = "instructions" if stage == "dpo" else "data"
+            if manifest.is_file() and made_of.get(key) == sha256_file(manifest):
+                return place / name
+    return None
 
 
 def claim_run_folder(run: Path, origin: dict[str, Any], requested: TrainConfig) -> None:

@@ -154,7 +154,7 @@ def test_the_reference_is_computed_once(tokenizer: Tokenizer, tmp_path: Path) ->
 def test_a_pair_longer_than_a_row_is_skipped_and_counted(tokenizer: Tokenizer) -> None:
     long = {**pairs(1)[0], "chosen": "soup " * 200}
     packed = PairRows([*pairs(3), long], tokenizer, 128)
-    assert (packed.num_pairs, packed.skipped) == (3, 1)
+    assert (packed.num_pairs, packed.skipped) == (3, [3])
 
 
 @pytest.mark.parametrize("wrong", [{"beta": 0.0}, {"label_smoothing": 0.5}, {"sft_weight": -1.0}])

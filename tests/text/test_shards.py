@@ -64,7 +64,7 @@ def test_the_same_documents_give_the_same_files(tmp_path):
 def test_another_tokenizer_is_refused_by_name(tmp_path):
     write(tmp_path / "s")
     with pytest.raises(
-        UserError, match=r"s: made with tokenizer aaaaaaaaaaaa, but .* bbbbbbbbbbbb"
+        UserError, match=r"s: made with another tokenizer \(aaaaaaaaaaaa\) .*\(bbbbbbbbbbbb\)"
     ):
         ShardReader(tmp_path / "s", "b" * 64)
 

@@ -135,3 +135,38 @@ def test_the_longest_row_that_fits_is_not_cut(tmp_path, tokenizer):
     _, fitting = tokenized(tmp_path, rows, tokenizer, max_seq_len=positions)
     _, cut = tokenized(tmp_path, rows, tokenizer, max_seq_len=positions - 1)
     assert (fitting.num_cut, cut.num_cut) == (0, 1)
+
+
+def test_shards_that_are_made_again_say_why(tmp_path, tokenizer, capsys):
+    def said_of(rows, max_seq_len=512):
+        capsys.readouterr()
+        tokenized(tmp_path, rows, tokenizer, max_seq_len)
+        return " ".join(capsys.readouterr().err.split())
+
+    rows = [{"messages": [USER, ANSWER]}]
+    assert said_of(rows) == ""
+    assert said_of(rows) == ""
+    assert "tokens made again, for max_seq_len changed" in said_of(rows, 500)
+    assert "tokens made again, for its text changed" in said_of(rows * 2, 500)
+    file = tmp_path / "s" / "shard_00000.labels"
+    file.write_bytes(b"x" + file.read_bytes()[1:])
+    assert f"tokens: made again, for {file}: damaged" in said_of(rows * 2, 500)
+    manifest = tmp_path / "s" / "manifest.json"
+    foreign = json.loads(manifest.read_text()) | {"tokenizer_hash": "a" * 64}
+    manifest.write_text(json.dumps(foreign))
+    assert "s: made with another tokenizer" in said_of(rows * 2, 500)
+    assert said_of(rows * 2, 500) == ""
+
+
+def test_a_cut_row_is_named_by_the_persons_own_file(tmp_path, tokenizer, capsys):
+    long = {"messages": [USER, ANSWER] * 3}
+    short = {"messages": [{"role": "user", "content": "a"}, ANSWER]}
+    rows = [*[long] * 30, *[long | {"source": f"mine.jsonl:{n}"} for n in (4, 9)], short]
+    _, whole = tokenized(tmp_path, [long], tokenizer)
+    _, summary = tokenized(tmp_path, rows, tokenizer, whole.num_tokens // 2)
+    assert summary.num_cut == 32 and len(summary.problems) == 20
+    named = [problem.partition(": ")[0] for problem in summary.problems]
+    assert named[:3] == ["mine.jsonl:4", "mine.jsonl:9", "rows.jsonl.zst:1"]
+    assert "32 cut to the context; first: mine.jsonl:4: " in " ".join(
+        capsys.readouterr().err.split()
+    )
