@@ -12,6 +12,8 @@ from cygnet.train.parallel.group import world
 from cygnet.train.parallel.single import Single
 
 CUTTING_MODELS = ("tensor", "pipeline")
+SEVERAL_NEEDED = (*CUTTING_MODELS, "fsdp")
+"""Ways that one process alone does not take."""
 
 
 def check_parallel(config: TrainConfig) -> None:
@@ -69,8 +71,11 @@ WAYS = {
 
 
 def spread(name: str, model: Transformer, config: TrainConfig, hardware: Hardware) -> Single:
-    """Return the model spread in the way of that name; a process that is alone holds it whole."""
-    if world().size == 1:
+    """Return the model spread in the way of that name; a process that is alone holds it whole.
+
+    DeepSpeed spreads one process's state too, over the memories of GPU and CPU.
+    """
+    if world().size == 1 and name != "deepspeed":
         return Single(model, config, hardware)
     module, kind = WAYS[name]
     way: type[Single] = getattr(import_module(f"cygnet.train.parallel.{module}"), kind)

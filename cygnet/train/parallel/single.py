@@ -131,6 +131,10 @@ class Single:
         """
         self.scaler.unscale_(self.optimizer)
         norm = self._clip(max_norm)
+        if self.scaler.is_enabled():
+            # All processes leave out a step that one of them cannot make with its part.
+            for found in self.scaler._found_inf_per_device(self.optimizer).values():
+                found.fill_(float(not torch.isfinite(norm)))
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
             return float(norm)
         self._set_rates(scale)
@@ -186,6 +190,15 @@ class Single:
     def _writes(self, number: int, parameter: Tensor) -> bool:
         """Say whether this process is the one of several that hold a parameter to write it."""
         return True
+
+    def loss_scale_state(self) -> dict[str, Any]:
+        """Return the loss scale of fp16 and its history; an empty mapping where there is none."""
+        return self.scaler.state_dict()
+
+    def load_loss_scale_state(self, state: dict[str, Any]) -> None:
+        """Take what `loss_scale_state` gave; that of another way of spreading begins anew."""
+        if self.scaler.is_enabled() and state.keys() == self.scaler.state_dict().keys():
+            self.scaler.load_state_dict(state)
 
     def counters(self) -> list[int]:
         """Return the optimizer's step counter of each parameter group."""
