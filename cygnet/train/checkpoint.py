@@ -150,7 +150,7 @@ class CheckpointWriter:
                 _rename(hidden, target)
                 # A damaged one may have a higher number; what was just written stays.
                 others = [p for p in sorted(self.folder.glob("step_*")) if p != target]
-                for old in others[: len(others) - (self.keep - 1)]:
+                for old in others[: max(len(others) - (self.keep - 1), 0)]:
                     shutil.rmtree(old)
         except (OSError, SafetensorError) as error:
             if self.size == 1:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+import torch
+
 from cygnet.config import ModelConfig, TrainConfig
 from cygnet.errors import UserError
 from cygnet.model.transformer import Transformer
@@ -74,9 +76,17 @@ def spread(name: str, model: Transformer, config: TrainConfig, hardware: Hardwar
     """Return the model spread in the way of that name; a process that is alone holds it whole.
 
     DeepSpeed spreads one process's state too, over the memories of GPU and CPU.
+
+    Raises:
+        UserError: the model or its dtype cannot be spread in that way.
     """
     if world().size == 1 and name != "deepspeed":
         return Single(model, config, hardware)
+    if name in CUTTING_MODELS and hardware.dtype is torch.float16:
+        raise UserError(
+            f"--parallel {name} and fp16: each process would scale its part of the loss by itself; "
+            "give --dtype bf16 or fp32, or --parallel fsdp"
+        )
     module, kind = WAYS[name]
     way: type[Single] = getattr(import_module(f"cygnet.train.parallel.{module}"), kind)
     return way(model, config, hardware)

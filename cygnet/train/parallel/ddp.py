@@ -27,7 +27,7 @@ class Ddp(Single):
         self.has_settled = False
         # The only buffer is a table that no step changes.
         self.caller = DistributedDataParallel(
-            self.caller, gradient_as_bucket_view=True, broadcast_buffers=False
+            self.caller, gradient_as_bucket_view=True, forward_sync_buffers=False
         )
 
     def _make_optimizer(self) -> Any:

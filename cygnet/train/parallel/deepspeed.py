@@ -37,12 +37,18 @@ class DeepSpeed(Single):
     def _make_optimizer(self) -> Any:
         try:
             import deepspeed
+            from deepspeed.accelerator import get_accelerator
             from deepspeed.utils import logger
         except ImportError as error:
             raise UserError(
                 "--parallel deepspeed: DeepSpeed is not installed: pip install 'cygnet[deepspeed]'"
             ) from error
         logger.setLevel("WARNING")
+        if self.hardware.dtype is torch.float16 and not get_accelerator().is_fp16_supported():
+            raise UserError(
+                f"--parallel deepspeed and fp16: DeepSpeed has no fp16 on {self.hardware.device}; "
+                "give --dtype bf16 or fp32, or --parallel fsdp"
+            )
         if self.hardware.device.type == "cpu":
             # Its own collectives in shared memory take a minute to compile and gain nothing here.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -181,6 +187,8 @@ def deepspeed_settings(config: TrainConfig, dtype: torch.dtype, data_size: int) 
             raise UserError(f"{config.deepspeed}: cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise UserError(f"{config.deepspeed}: not JSON ({error})") from error
+        if not isinstance(given, dict):
+            raise UserError(f"{config.deepspeed}: not a JSON object")
     stage = given.get("zero_optimization", {}).get("stage", 0 if given else 2)
     micro_batch = config.micro_batch or 1
     rows = config.rows_per_batch

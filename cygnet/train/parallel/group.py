@@ -32,7 +32,7 @@ PREPARATION_TIMEOUT = timedelta(days=7)
 """How long the others wait while rank 0 prepares data."""
 HEARTBEAT_S = 1.0
 STORE_ANSWERS_S = 10.0
-"""How long rank 0's store may take to say who is missing; where rank 0 is stopped, it never does."""
+"""How long rank 0's store may take to say who is missing; that of a stopped rank 0 never does."""
 SHARED_FOLDER_S = 30.0
 """How long a network file system may take to show one machine what another wrote."""
 _ADDRESS = "cygnet/address"

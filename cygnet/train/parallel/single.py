@@ -131,10 +131,6 @@ class Single:
         """
         self.scaler.unscale_(self.optimizer)
         norm = self._clip(max_norm)
-        if self.scaler.is_enabled():
-            # All processes leave out a step that one of them cannot make with its part.
-            for found in self.scaler._found_inf_per_device(self.optimizer).values():
-                found.fill_(float(not torch.isfinite(norm)))
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
             return float(norm)
         self._set_rates(scale)

@@ -2,7 +2,7 @@
 
 {"shards": folder, "tokenizer": hash, "run": folder, "config": settings, "sizes": model,
  "poison": rank whose loss becomes NaN, or none, "breaks": rank whose loss raises an error,
- "kills": see `Doomed`, "wait_at": see `Paused`}
+ "kills", "wait_at": see `Doomed`}
 
 One as argument, or a line of standard input for each, which is answered with DONE.
 """
@@ -34,21 +34,6 @@ WITHIN = 4
 """Steps within which a process that has to die is dead."""
 
 
-class Paused(NextTokenStage):
-    """A stage that, where its process is alone, goes to a step and waits for SIGTERM there."""
-
-    wait_at: int
-
-    def batch(self, number: int) -> Batch:
-        while (
-            number >= self.wait_at
-            and world().size == 1
-            and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-        ):
-            time.sleep(0.05)
-        return super().batch(number)
-
-
 class Poisoned(NextTokenStage):
     """A stage whose loss is not a number."""
 
@@ -67,23 +52,37 @@ class Broken(NextTokenStage):
 class Doomed(NextTokenStage):
     """A stage whose process is killed with SIGKILL, at each of several places once.
 
+    Where it is alone it goes to step `wait_at`, if there is one, and waits for SIGTERM there.
+
     A place is (rank, step, when): so many times a step's duration after the step's batch is asked
-    for, or upon entering that function of the checkpoint's file. Attempts that come later find a
-    file named after the place's number in `marks`.
+    for, or upon entering that function of the checkpoint's file, or at once with its launcher
+    ("machine"). Attempts that come later find a file named after the place's number in `marks`.
     """
 
     marks: Path
     kills: list[tuple[int, int, float | str]]
+    wait_at: int | None = None
     asked = 0.0
 
     def batch(self, number: int) -> Batch:
+        while (
+            self.wait_at is not None
+            and number >= self.wait_at
+            and world().size == 1
+            and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        ):
+            time.sleep(0.05)
         now = time.monotonic()
         step_s, self.asked = (now - self.asked if self.asked else 0.05), now
         for place, (rank, step, when) in enumerate(self.kills):
             mark = self.marks / str(place)
             if rank != world().rank or mark.exists():
                 continue
-            if number == step and isinstance(when, str):
+            if number == step and when == "machine":
+                mark.touch()
+                os.kill(os.getppid(), signal.SIGKILL)
+                self._die(mark)
+            elif number == step and isinstance(when, str):
                 setattr(checkpoint, when, lambda *_, mark=mark: self._die(mark))
             elif number == step:
                 threading.Timer(when * step_s, self._die, [mark]).start()
@@ -109,13 +108,11 @@ def train(
     model.initialize(torch.Generator().manual_seed(0))
     rank, fails = world().rank, poison is not None or breaks is not None
     kind = Poisoned if rank == poison else Broken if rank == breaks else NextTokenStage
-    kind = Doomed if kills else Paused if wait_at else kind
+    kind = Doomed if kills else kind
     stage = kind("pretrain", reader, None if fails else reader, settings)
     if isinstance(stage, Doomed):
-        stage.kills, stage.marks = kills or [], Path(f"{run}.kills")
+        stage.kills, stage.marks, stage.wait_at = kills or [], Path(f"{run}.kills"), wait_at
         stage.marks.mkdir(exist_ok=True)
-    if isinstance(stage, Paused):
-        stage.wait_at = wait_at or 0
     Engine(model, stage, settings, Path(run), {"stage": "pretrain"}).train()
 
 
