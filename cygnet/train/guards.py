@@ -105,3 +105,5 @@ def interruptible() -> Iterator[Interrupt]:
         yield interrupt
     finally:
         restore()
+        if interrupt.signal_number in may_come_twice:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process is on its way out

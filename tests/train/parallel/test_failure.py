@@ -98,7 +98,11 @@ def test_sigterm_to_all_writes_a_checkpoint_and_asks_to_be_tried_again(
     """To one is enough: all stop after the same step. What comes again changes nothing."""
     processes = start(request(labelled, tmp_path / "run", **LONG))
     wait_for_steps(tmp_path / "run", processes)
-    for process in (processes[1], processes[1], processes[0]):
+    assert processes[0].stderr
+    processes[0].terminate()
+    while "SIGTERM: stopping" not in processes[0].stderr.readline():
+        assert processes[0].poll() is None
+    for process in processes:
         process.terminate()
     said = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [TRY_AGAIN, TRY_AGAIN], said

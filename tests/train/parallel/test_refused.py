@@ -1,5 +1,6 @@
-"""What cannot be spread is refused in one line, before processes are connected."""
+"""What is decided before processes are connected: what cannot be spread is refused in one line."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from cygnet.errors import UserError
 from cygnet.model.transformer import Transformer
 from cygnet.stages.next_token import NextTokenStage
 from cygnet.text.shards import ShardReader
-from cygnet.train import engine
+from cygnet.train import engine, hardware
 from cygnet.train.parallel.deepspeed import deepspeed_settings
-from cygnet.train.parallel.group import world
+from cygnet.train.parallel.group import is_restart, world
 from tests.train.parallel.conftest import CONFIG, SIZES
 
 REFUSED = [
@@ -132,3 +133,29 @@ def test_one_process_says_that_it_is_alone(
         stage = NextTokenStage("pretrain", labelled, None, config)
         engine.Engine(Transformer(ModelConfig(**SIZES)), stage, config, tmp_path, {})
         assert f"--parallel {way}: one process alone holds everything" in capsys.readouterr().err
+
+
+def test_a_job_that_is_started_again_goes_on_with_resume_never(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`--resume never` is said once, to a job that torchrun or Slurm may start many times."""
+    for name, count, expected in (
+        ("NOBODY", "1", False), ("TORCHELASTIC_RESTART_COUNT", "0", False),
+        ("TORCHELASTIC_RESTART_COUNT", "2", True), ("SLURM_RESTART_COUNT", "1", True),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setenv(name, count)
+            assert is_restart() is expected
+
+
+def test_every_process_computes_in_the_type_that_rank_zero_chose(
+    labelled: ShardReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines may differ in what they multiply fast."""
+    config = load_settings(TrainConfig, {**CONFIG, "dtype": "auto"}, "test")
+    chosen_by_zero = dataclasses.replace(config, dtype="fp32", parallel="ddp", threads=1)
+    monkeypatch.setattr(hardware, "resolve_dtype", lambda *_: (torch.bfloat16, "here"))
+    monkeypatch.setattr(engine, "on_rank_zero", lambda function: chosen_by_zero)
+    stage = NextTokenStage("pretrain", labelled, None, config)
+    found = engine.Engine(Transformer(ModelConfig(**SIZES)), stage, config, tmp_path, {})
+    assert found.hardware.dtype is found.model.compute_dtype is torch.float32
