@@ -205,11 +205,12 @@ class TrainConfig:
             "grad_clip",
             "log_every",
         )
-        positive += ("checkpoint_every", "keep_checkpoints", "eval_every")
+        positive += ("checkpoint_every", "keep_checkpoints", "eval_every", "timeout_s")
         for name in (*given, *positive):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be above zero")
-        for name in ("micro_batch", "threads", "embedding_learning_rate"):
+        optional = ("micro_batch", "threads", "embedding_learning_rate", "model_processes")
+        for name in optional:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"{name} is {value}: it must be above zero, or left out")

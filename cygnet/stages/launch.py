@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.checkpoint import Checkpoint, newest_checkpoint
 from cygnet.train.engine import Engine
 from cygnet.train.hardware import choose_device
-from cygnet.train.parallel.group import connect, first, on_rank_zero, world
+from cygnet.train.parallel.group import connect, first, is_restart, on_rank_zero, world
 from cygnet.train.run_folder import changes, is_finished, keep_aside
 from cygnet.train.stage import Stage
 
@@ -47,10 +48,13 @@ def train_and_save(
     origin = {"stage": name, "model": plain(model.config), "inputs": inputs}
     connect(config.timeout_s)
     choose_device(config.device)  # before anything is moved
-    if config.resume != "never" and is_finished(run, origin, config):
+    if config.resume == "never" and is_restart():
+        config = dataclasses.replace(config, resume="auto")  # the job itself has begun this run
+    # Rank 0 looks for all: what it does next would change what the others find.
+    if on_rank_zero(lambda: config.resume != "never" and is_finished(run, origin, config)):
         say(f"{name}: up to date, nothing to do ({run})")
         return run / "model"
-    if renew and (run / "config.yaml").exists():
+    if renew:
         on_rank_zero(lambda: _keep_if_changed(name, run, origin, config))
     with first(f"the data of {name}", config.timeout_s):
         stage = make_stage()
@@ -60,7 +64,7 @@ def train_and_save(
 
 
 def _keep_if_changed(name: str, run: Path, origin: dict[str, Any], config: TrainConfig) -> None:
-    changed = changes(run, origin, config)
+    changed = changes(run, origin, config) if (run / "config.yaml").exists() else []
     if changed:
         say(f"{name}: made again, for {'; '.join(changed)}")
         keep_aside(run)

@@ -26,12 +26,13 @@ from cygnet.progress import progress, say
 from cygnet.text.loader import Batch
 from cygnet.train.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint
 from cygnet.train.guards import DivergedError, blame, check_batch, interruptible
-from cygnet.train.hardware import find_hardware
+from cygnet.train.hardware import DTYPES, find_hardware
 from cygnet.train.layout import layout_of
 from cygnet.train.optim import resolve_optimizer
-from cygnet.train.parallel.choose import choose_parallel, spread
+from cygnet.train.parallel.choose import SEVERAL_NEEDED, choose_parallel, spread
 from cygnet.train.parallel.group import (
     any_of,
+    check_shared,
     connect,
     explained_time_outs,
     gather,
@@ -79,6 +80,7 @@ class Engine:
         self.hardware = find_hardware(config).shared_by(self.world.local_size)
         # The same choice in every process, whatever each has measured.
         self.config = on_rank_zero(lambda: self._resolve(config, model))
+        self.hardware = dataclasses.replace(self.hardware, dtype=DTYPES[self.config.dtype])
         torch.set_num_threads(self.config.threads or 1)
         self.model = model.to(self.hardware.device)
         self.model.compute_dtype = self.hardware.dtype
@@ -94,22 +96,8 @@ class Engine:
                 process does not answer.
         """
         torch.manual_seed(self.config.seed)
-        state = self._resume()
-        if self.config.compile == "on":
-            self._compile()
-        if self.config.steps is None:
-            steps = self._steps_in(self.requested.minutes or 0)
-            self.config = dataclasses.replace(self.config, minutes=None, steps=steps)
-        self.writer = CheckpointWriter(
-            self.run / "checkpoints", self.config.keep_checkpoints,
-            self.world.rank, self.world.size, on_rank_zero(lambda: secrets.token_hex(4)),
-        )  # fmt: skip
-        self.trackers: list[Tracker] = []
-        if self.world.rank == 0:
-            settings = write_config(self.run, self.origin, self.requested, self.config)
-            self.trackers = make_trackers(
-                self.config, self.run, settings, state.get("trackers", {}), self.step
-            )
+        with explained_time_outs(lambda: self.step):
+            self._begin()
         exit_code = 1
         try:
             with explained_time_outs(lambda: self.step):
@@ -118,6 +106,24 @@ class Engine:
         finally:
             for tracker in self.trackers:
                 tracker.finish(exit_code)
+
+    def _begin(self) -> None:
+        state = self._resume()
+        if self.config.compile == "on":
+            self._compile()
+        if self.config.steps is None:
+            steps = self._steps_in(self.requested.minutes or 0)
+            self.config = dataclasses.replace(self.config, minutes=None, steps=steps)
+        self.writer = CheckpointWriter(
+            self.run / "checkpoints", self.config.keep_checkpoints, self.world.rank,
+            self.world.size, on_rank_zero(lambda: secrets.token_hex(4)), self.config.timeout_s,
+        )  # fmt: skip
+        self.trackers: list[Tracker] = []
+        if self.world.rank == 0:
+            settings = write_config(self.run, self.origin, self.requested, self.config)
+            self.trackers = make_trackers(
+                self.config, self.run, settings, state.get("trackers", {}), self.step
+            )
 
     # Before the first step
 
@@ -131,6 +137,11 @@ class Engine:
         )
         if self.world.size > 1:
             say(f"{self.world.size} processes: {config.parallel} ({why})")
+        elif config.parallel in SEVERAL_NEEDED:
+            say(
+                f"--parallel {config.parallel}: one process alone holds everything; start several "
+                "with torchrun or deepspeed"
+            )
         steps = config.steps
         if config.tokens is not None:
             steps = math.ceil(config.tokens / (config.rows_per_batch * config.max_seq_len))
@@ -178,6 +189,8 @@ class Engine:
     def _resume(self) -> dict[str, Any]:
         """Load the newest whole checkpoint, if there is one, and return its state."""
         on_rank_zero(lambda: claim_run_folder(self.run, self.origin, self.requested))
+        on_rank_zero(lambda: self.run.mkdir(parents=True, exist_ok=True))
+        check_shared(self.run)
         checkpoint = on_rank_zero(lambda: newest_checkpoint(self.run / "checkpoints"))
         if checkpoint is None:
             if self.config.resume == "must":
@@ -189,8 +202,7 @@ class Engine:
             state = opened.state
             self.spread.load(opened.keys, opened.read, state["optimizer"])
         self.step, self.tokens = state["step"], state["tokens"]
-        if self.spread.scaler.is_enabled():
-            self.spread.scaler.load_state_dict(state["scaler"])
+        self.spread.load_loss_scale_state(state["scaler"])
         say(f"{self.run}: going on from step {self.step} of {self.config.steps}")
         return state
 
@@ -328,7 +340,7 @@ class Engine:
     def _save(self) -> None:
         state: dict[str, Any] = {
             "tokens": self.tokens,
-            "scaler": self.spread.scaler.state_dict(),
+            "scaler": self.spread.loss_scale_state(),
             "optimizer": self.spread.counters(),
             "trackers": {
                 key: value for tracker in self.trackers for key, value in tracker.state().items()

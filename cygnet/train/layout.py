@@ -137,6 +137,8 @@ def read_deepspeed(path: Path | None) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: not a JSON object")
     return settings
 
 

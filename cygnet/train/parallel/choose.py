@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from importlib import import_module
 
+import torch
+
 from cygnet.config import ModelConfig, TrainConfig
 from cygnet.errors import UserError
 from cygnet.model.transformer import Transformer
@@ -13,6 +15,9 @@ from cygnet.train.hardware import Hardware
 from cygnet.train.layout import CUTTING_MODELS, layout_of
 from cygnet.train.parallel.group import world
 from cygnet.train.parallel.single import Single
+
+SEVERAL_NEEDED = (*CUTTING_MODELS, "fsdp")
+"""Ways that one process alone does not take."""
 
 
 def check_parallel(config: TrainConfig, model: ModelConfig, processes: int) -> None:
@@ -85,9 +90,20 @@ WAYS = {
 
 
 def spread(name: str, model: Transformer, config: TrainConfig, hardware: Hardware) -> Single:
-    """Return the model spread in the way of that name; a process that is alone holds it whole."""
-    if world().size == 1:
+    """Return the model spread in the way of that name; a process that is alone holds it whole.
+
+    DeepSpeed spreads one process's state too, over the memories of GPU and CPU.
+
+    Raises:
+        UserError: the model or its dtype cannot be spread in that way.
+    """
+    if world().size == 1 and name != "deepspeed":
         return Single(model, config, hardware)
+    if name in CUTTING_MODELS and hardware.dtype is torch.float16:
+        raise UserError(
+            f"--parallel {name} and fp16: each process would scale its part of the loss by itself; "
+            "give --dtype bf16 or fp32, or --parallel fsdp"
+        )
     module, kind = WAYS[name]
     way: type[Single] = getattr(import_module(f"cygnet.train.parallel.{module}"), kind)
     return way(model, config, hardware)

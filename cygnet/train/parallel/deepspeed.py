@@ -20,10 +20,12 @@ from cygnet.train.checkpoint import Piece, Read
 from cygnet.train.layout import read_deepspeed, zero_settings
 from cygnet.train.optim import build_optimizer
 from cygnet.train.parallel.cutting import summed
+from cygnet.train.parallel.group import be_a_group
 from cygnet.train.parallel.single import Single
 from cygnet.train.stage import Stage
 
 STATES = ("mean", "square")
+LOSS_SCALE_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class DeepSpeed(Single):
@@ -35,15 +37,22 @@ class DeepSpeed(Single):
     def _make_optimizer(self) -> Any:
         try:
             import deepspeed
+            from deepspeed.accelerator import get_accelerator
             from deepspeed.utils import logger
         except ImportError as error:
             raise UserError(
                 "--parallel deepspeed: DeepSpeed is not installed: pip install 'cygnet[deepspeed]'"
             ) from error
         logger.setLevel("WARNING")
+        if self.hardware.dtype is torch.float16 and not get_accelerator().is_fp16_supported():
+            raise UserError(
+                f"--parallel deepspeed and fp16: DeepSpeed has no fp16 on {self.hardware.device}; "
+                "give --dtype bf16 or fp32, or --parallel fsdp"
+            )
         if self.hardware.device.type == "cpu":
             # Its own collectives in shared memory take a minute to compile and gain nothing here.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        be_a_group()  # where it is alone
         settings = deepspeed_settings(self.config, self.hardware.dtype, self.data_size)
         self.stage = settings["zero_optimization"]["stage"]
         optimizer = build_optimizer(self.model, self.config, self.muon_dtype)
@@ -134,6 +143,17 @@ class DeepSpeed(Single):
         self._set_counters(counters)
         self._share_weights()
 
+    def loss_scale_state(self) -> dict[str, Any]:
+        """Return DeepSpeed's loss scale and its history; nothing where it has none."""
+        scaler = getattr(self.optimizer, "loss_scaler", None)
+        return {name: getattr(scaler, name) for name in LOSS_SCALE_STATE if hasattr(scaler, name)}
+
+    def load_loss_scale_state(self, state: dict[str, Any]) -> None:
+        """Take what `loss_scale_state` gave; that of another way of spreading begins anew."""
+        if state.keys() == self.loss_scale_state().keys():
+            for name, value in state.items():
+                setattr(self.optimizer.loss_scaler, name, value)
+
     def _make_states(self, wrapped: Any) -> None:
         """Make the optimizer's state, which would come with the first step."""
         inner = getattr(wrapped, "optimizer", wrapped)
@@ -209,6 +229,11 @@ def _precision(
                 f"{config.deepspeed}: {name}.enabled is {enabled}, but --dtype is {config.dtype}; "
                 "make them agree"
             )
+    if wanted == "fp16" and not stage:
+        raise UserError(
+            "ZeRO stage 0 and --dtype fp16: the gradient would be clipped with its loss scale in "
+            "it; take stage 1, 2 or 3, or --parallel ddp, which is stage 0"
+        )
     if wanted == "fp16":
         return {"fp16": {**given.get("fp16", {}), "enabled": True}, "bf16": {"enabled": False}}
     # Stage 0 would choose another optimizer for bf16 weights; float32 weights that are cast where

@@ -187,6 +187,15 @@ class Single:
         """Say whether this process is the one of several that hold a parameter to write it."""
         return True
 
+    def loss_scale_state(self) -> dict[str, Any]:
+        """Return the loss scale of fp16 and its history; an empty mapping where there is none."""
+        return self.scaler.state_dict()
+
+    def load_loss_scale_state(self, state: dict[str, Any]) -> None:
+        """Take what `loss_scale_state` gave; that of another way of spreading begins anew."""
+        if self.scaler.is_enabled() and state.keys() == self.scaler.state_dict().keys():
+            self.scaler.load_state_dict(state)
+
     def counters(self) -> list[int]:
         """Return the optimizer's step counter of each parameter group."""
         return [group.get("steps", 0) for group in self.optimizer.param_groups]

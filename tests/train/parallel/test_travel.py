@@ -51,3 +51,16 @@ def test_a_checkpoint_travels_to_zero_and_back(
     found = weights(run)
     for name, value in weights(whole).items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_on_the_same_layout_not_a_bit_changes(way: str, together: Train, tmp_path: Path) -> None:
+    """Three processes: sums of three depend on their order, which must not change on the way."""
+    settings = {"parallel": way, "keep_checkpoints": 5, "processes": 3}
+    whole, run = together(tmp_path / "whole", **settings), together(tmp_path / "run", **settings)
+    for step in (4, 6):
+        shutil.rmtree(run / f"checkpoints/step_0000000{step}")
+    together(run, **settings)
+    assert losses(run) == losses(whole)
+    found = weights(run)
+    assert all(torch.equal(value, found[name]) for name, value in weights(whole).items())
