@@ -33,11 +33,13 @@ from cygnet.progress import say, track
 from cygnet.stages.launch import load_start, train_and_save
 from cygnet.stages.pairs import read_pairs
 from cygnet.stages.pretrain import check_context
+from cygnet.stages.samples import Prompts
 from cygnet.text.chat import encode_chat
 from cygnet.text.loader import PADDING, Batch, permute
 from cygnet.text.packing import packing_plan
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.hardware import find_hardware
+from cygnet.train.stage import Call
 
 REFERENCE_ROWS = 8
 
@@ -209,6 +211,7 @@ class DpoStage:
         train_config: rows per batch and seed.
         config: the loss.
         numbers: for each row of `train`, which pairs of the file it holds; for `describe`.
+        prompts: what is asked while it trains.
     """
 
     name = "dpo"
@@ -220,8 +223,9 @@ class DpoStage:
         train_config: TrainConfig,
         config: DpoConfig,
         numbers: Sequence[Sequence[int]] = (),
+        prompts: Prompts | None = None,
     ) -> None:
-        self.train, self.heldout_pairs = train, heldout
+        self.train, self.heldout_pairs, self.prompts = train, heldout, prompts
         self.numbers = numbers
         self.config, self.seed = config, train_config.seed
         self.num_rows = len(train.tokens)
@@ -278,6 +282,10 @@ class DpoStage:
             for name, value in {"loss": total, **metrics}.items():
                 sums[f"heldout_{name}"] = sums.get(f"heldout_{name}", 0.0) + float(value) / pairs
         return sums
+
+    def samples(self, call: Call) -> list[dict[str, Any]]:
+        """Return what the model answers to some held-out prompts."""
+        return self.prompts.answered(call) if self.prompts else []
 
     def _places(self, number: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         first = number * self.rows_per_batch
@@ -355,8 +363,9 @@ def dpo(
         hardware = find_hardware(config)
         model.to(hardware.device).compute_dtype = hardware.dtype
         packed, numbers = [], []
+        rows = {name: read_pairs(path) for name, path in files.items()}
         for name, path in files.items():
-            found = PairRows(read_pairs(path), tokenizer, config.max_seq_len)
+            found = PairRows(rows[name], tokenizer, config.max_seq_len)
             if found.skipped:
                 say(f"dpo: {found.skipped} pairs of {name} are longer than max_seq_len, skipped")
             if name == TRAIN and not found.num_pairs:
@@ -367,6 +376,14 @@ def dpo(
             log_probs = reference_log_probs(model, found.rows, cache / f"{key}.npy")
             packed.append(with_reference(found.rows, log_probs))
             numbers.append(found.numbers)
-        return DpoStage(packed[0], packed[1], config, preference, numbers[0])
+        prompts = _asked(tokenizer, rows[HELDOUT], config.max_seq_len)
+        return DpoStage(packed[0], packed[1], config, preference, numbers[0], prompts)
 
     return train_and_save("dpo", model, tokenizer, stage, config, run, inputs, renew)
+
+
+def _asked(tokenizer: Tokenizer, pairs: Sequence[dict[str, Any]], room: int) -> Prompts:
+    """Return the first prompts of some pairs, of which several may share one."""
+    asked = {str(pair["prompt"]): pair["prompt"] for pair in pairs}.values()
+    encoded = (encode_chat(tokenizer, messages, add_generation_prompt=True) for messages in asked)
+    return Prompts(tokenizer, (chat.ids for chat in encoded), room)

@@ -15,6 +15,7 @@ from typing import Any
 from cygnet.config import TrainConfig
 from cygnet.progress import say
 from cygnet.train.trackers.base import (
+    FINISH_TIMEOUT_S,
     ForeignTracker,
     Samples,
     as_table,
@@ -26,7 +27,6 @@ from cygnet.train.trackers.base import (
 WANDB_RUN_ID = "wandb_run_id"
 PROBE_TIMEOUT_S = 4.0
 INIT_TIMEOUT_S = 10.0
-FINISH_TIMEOUT_S = 60.0
 
 
 class WandbTracker(ForeignTracker):

@@ -16,6 +16,7 @@ from cygnet.config import ModelConfig, TrainConfig, load_settings
 from cygnet.model.transformer import Transformer
 from cygnet.stages.next_token import NextTokenStage
 from cygnet.text.shards import ShardReader
+from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.engine import Engine
 from cygnet.train.parallel.group import disconnect, world
 
@@ -36,7 +37,8 @@ def train(
     model = Transformer(ModelConfig(**sizes))
     model.initialize(torch.Generator().manual_seed(0))
     kind = Poisoned if poison == world().rank else NextTokenStage
-    stage = kind("pretrain", reader, None if poison is not None else reader, settings)
+    words = Tokenizer.load(Path(shards).with_name("tokenizer"))
+    stage = kind("pretrain", reader, None if poison is not None else reader, settings, words)
     Engine(model, stage, settings, Path(run), {"stage": "pretrain"}).train()
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def losses(run: Path, name: str = "loss") -> list[float]:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [line[name] for line in lines if name in line]
+
+
+def samples(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
 
 
 WAYS = [
@@ -46,6 +51,8 @@ def test_two_processes_are_one(
     assert losses(two) == pytest.approx(losses(one), rel=2e-5)
     assert losses(two, "grad_norm") == pytest.approx(losses(one, "grad_norm"), rel=2e-4)
     assert losses(two, "heldout_loss") == pytest.approx(losses(one, "heldout_loss"), rel=2e-5)
+    # Answers too, computed by all of them: before training, while it goes on, and at its end.
+    assert samples(two) == samples(one) and len(samples(one)) == 3 * 4
     expected, found = weights(one), weights(two)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
