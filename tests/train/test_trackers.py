@@ -5,6 +5,7 @@ import http.server
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -263,6 +264,46 @@ def test_a_package_that_hangs_holds_up_no_step_and_not_the_end(monkeypatch, caps
         said = capsys.readouterr().err
         assert said == "json does not answer: what it has not taken is in metrics.jsonl alone\n"
         tracker.mend.set()
+
+
+LOSE = """
+import os, signal, sys
+from pathlib import Path
+from cygnet.config import TrainConfig
+from cygnet.train.trackers import base, make_trackers
+base.FINISH_TIMEOUT_S = 0.5
+trackers = make_trackers(TrainConfig(use_wandb=True), Path(sys.argv[1]), {}, {})
+children = Path("/proc/self/task", str(os.getpid()), "children").read_text().split()
+(core,) = [int(pid) for pid in children if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text()]
+os.kill(core, int(sys.argv[2]))
+for step in range(1, 3000):
+    for tracker in trackers:
+        tracker.log({f"metric_{i}": 0.5 for i in range(12)}, step)
+for tracker in trackers:
+    tracker.finish(0)
+print(core)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_of_wandb_that_dies_or_hangs_costs_one_line(tmp_path, number):
+    pytest.importorskip("wandb")
+    with open(tmp_path / "said", "w") as said:  # a pipe would stay open in the hung process
+        result = subprocess.run(
+            [sys.executable, "-c", LOSE, str(tmp_path / "run"), str(int(number))],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            env={**os.environ, "WANDB_MODE": "offline"},
+        )
+    *lines, core = (tmp_path / "said").read_text().splitlines()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(core), signal.SIGKILL)
+    assert result.returncode == 0
+    assert len(lines) == 2, lines
+    assert "training goes on without it" in lines[1] or "does not answer" in lines[1]
+    assert len(read(tmp_path / "run" / "metrics.jsonl")) == 2999
 
 
 def test_a_package_that_is_slow_gets_all_in_order():

@@ -108,8 +108,12 @@ class ForeignTracker(ABC):
             self._waiting.get()()
 
     def _give_up(self) -> None:
+        self._drop(f"{self.name} does not answer: what it has not taken is in {METRICS} alone")
+
+    def _drop(self, why: str) -> None:
         self._run = None
-        say(f"{self.name} does not answer: what it has not taken is in {METRICS} alone")
+        say(why)
+        threading.Thread(target=self._abandon, daemon=True).start()
 
     def _guard(self, action: Callable[[], None]) -> None:
         if self._run is not None:
@@ -119,8 +123,7 @@ class ForeignTracker(ABC):
         try:
             action()
         except Exception as error:  # noqa: BLE001 (foreign code must not end a run)
-            self._run = None
-            say(f"{self.name}: {first_line(error)}; training goes on without it")
+            self._drop(f"{self.name}: {first_line(error)}; training goes on without it")
 
     @abstractmethod
     def _open(self) -> None:
@@ -134,6 +137,9 @@ class ForeignTracker(ABC):
 
     @abstractmethod
     def _finish(self, exit_code: int) -> None: ...
+
+    def _abandon(self) -> None:  # noqa: B027 (most packages need nothing)
+        """Keep a dropped package from holding up the end of the process; may itself hang."""
 
 
 def is_installed(package: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import netrc
 import os
 import secrets
@@ -100,6 +101,13 @@ class WandbTracker(ForeignTracker):
 
     def _finish(self, exit_code: int) -> None:
         self._run.finish(exit_code=exit_code)
+
+    def _abandon(self) -> None:
+        import wandb
+
+        # Else it waits for its own process when Python ends, also for one that hangs or is gone.
+        with contextlib.suppress(Exception):
+            wandb.teardown()
 
 
 def _offline_reason(url: str) -> str | None:
