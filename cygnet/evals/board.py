@@ -26,7 +26,10 @@ from cygnet.evals.compare import LOG, Row, is_number, named_runs, read_log, sett
 from cygnet.progress import say
 
 PROJECT = "runs"
-ORDER = "loss,lr,tokens_per_second,epoch_time,grad_norm,mfu,heldout/loss,heldout/*,progress/*"
+ORDER = (
+    "loss,lr,tokens_per_second,epoch_time,grad_norm,mfu,peak_memory_bytes,heldout/loss,heldout/*,"
+    "progress/*"
+)
 """The order of the charts; a part before a slash is a group of its own."""
 PROGRESS = {"tokens", "epoch", "seconds"}
 """What the other charts can be drawn against."""

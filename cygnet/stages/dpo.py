@@ -33,11 +33,13 @@ from cygnet.progress import say, track
 from cygnet.stages.launch import load_start, train_and_save
 from cygnet.stages.pairs import read_pairs
 from cygnet.stages.pretrain import check_context
+from cygnet.stages.samples import Prompts
 from cygnet.text.chat import encode_chat
 from cygnet.text.loader import IGNORE, PADDING, Batch, permute
 from cygnet.text.packing import packing_plan
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.hardware import find_hardware
+from cygnet.train.stage import Call
 
 REFERENCE_ROWS = 8
 
@@ -212,6 +214,7 @@ class DpoStage:
         train_config: rows per batch and seed.
         config: the loss.
         sources: for each row of `train`, where its pairs were read; for `describe`.
+        prompts: what is asked while it trains.
     """
 
     name = "dpo"
@@ -223,8 +226,9 @@ class DpoStage:
         train_config: TrainConfig,
         config: DpoConfig,
         sources: Sequence[Sequence[str]] = (),
+        prompts: Prompts | None = None,
     ) -> None:
-        self.train, self.heldout_pairs = train, heldout
+        self.train, self.heldout_pairs, self.prompts = train, heldout, prompts
         self.sources = sources
         self.config, self.seed = config, train_config.seed
         self.num_rows = len(train.tokens)
@@ -280,6 +284,10 @@ class DpoStage:
             for name, value in {"loss": total, **metrics}.items():
                 sums[f"heldout_{name}"] = sums.get(f"heldout_{name}", 0.0) + float(value) / pairs
         return sums
+
+    def samples(self, call: Call) -> list[dict[str, Any]]:
+        """Return what the model answers to some held-out prompts."""
+        return self.prompts.answered(call) if self.prompts else []
 
     def _places(self, number: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         first = number * self.rows_per_batch
@@ -357,8 +365,9 @@ def dpo(
         hardware = find_hardware(config)
         model.to(hardware.device).compute_dtype = hardware.dtype
         packed, sources = [], []
+        pairs = {name: read_pairs(path) for name, path in files.items()}
         for name, path in files.items():
-            rows = read_pairs(path)
+            rows = pairs[name]
             found = PairRows(rows, tokenizer, config.max_seq_len)
             if name == TRAIN and not found.num_pairs:
                 raise UserError(_why_none_fits(path, found, config, model.config.max_position))
@@ -377,7 +386,8 @@ def dpo(
             packed.append(with_reference(found.rows, log_probs))
             places = [row.get("source", f"line {n} of {name}") for n, row in enumerate(rows, 1)]
             sources.append([[places[pair] for pair in row] for row in found.numbers])
-        return DpoStage(packed[0], packed[1], config, preference, sources[0])
+        prompts = _asked(tokenizer, pairs[HELDOUT], config.max_seq_len)
+        return DpoStage(packed[0], packed[1], config, preference, sources[0], prompts)
 
     return train_and_save("dpo", model, tokenizer, stage, config, run, inputs, renew)
 
@@ -396,3 +406,10 @@ def _why_none_fits(path: Path, found: PairRows, config: TrainConfig, max_positio
         f"{said}; raise it: --max_seq_len {shortest} holds the shortest pair, "
         f"--max_seq_len {max(found.needed)} all"
     )
+
+
+def _asked(tokenizer: Tokenizer, pairs: Sequence[dict[str, Any]], room: int) -> Prompts:
+    """Return the first prompts of some pairs, of which several may share one."""
+    asked = {str(pair["prompt"]): pair["prompt"] for pair in pairs}.values()
+    encoded = (encode_chat(tokenizer, messages, add_generation_prompt=True) for messages in asked)
+    return Prompts(tokenizer, (chat.ids for chat in encoded), room)

@@ -209,6 +209,15 @@ class ShardReader:
             for i in range(len(self.manifest["shards"]))
         ]
 
+    def document(self, number: int) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+        """Return the ids of a document, counted over all shards, and which of them are learnt."""
+        for shard in self.shards:
+            if number < len(shard.offsets) - 1:
+                span = slice(int(shard.offsets[number]), int(shard.offsets[number + 1]))
+                return shard.tokens[span], None if shard.labels is None else shard.labels[span]
+            number -= len(shard.offsets) - 1
+        raise IndexError(number)
+
     def _read_manifest(self) -> dict[str, Any]:
         path = self.folder / _MANIFEST
         if not path.is_file():

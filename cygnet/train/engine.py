@@ -26,7 +26,7 @@ from cygnet.progress import progress, say
 from cygnet.text.loader import Batch
 from cygnet.train.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint
 from cygnet.train.guards import DivergedError, blame, check_batch, interruptible
-from cygnet.train.hardware import DTYPES, find_hardware
+from cygnet.train.hardware import DTYPES, find_hardware, peak_memory_bytes
 from cygnet.train.layout import layout_of
 from cygnet.train.optim import resolve_optimizer
 from cygnet.train.parallel.choose import SEVERAL_NEEDED, choose_parallel, spread
@@ -36,6 +36,7 @@ from cygnet.train.parallel.group import (
     connect,
     explained_time_outs,
     gather,
+    largest,
     note_step,
     on_rank_zero,
 )
@@ -78,6 +79,8 @@ class Engine:
         self.step = self.tokens = 0
         self.world = connect(config.timeout_s)
         self.hardware = find_hardware(config).shared_by(self.world.local_size)
+        # What is measured now must be of the threads that will train.
+        torch.set_num_threads(config.threads or self._allowed_threads())
         # The same choice in every process, whatever each has measured.
         self.config = on_rank_zero(lambda: self._resolve(config, model))
         self.hardware = dataclasses.replace(self.hardware, dtype=DTYPES[self.config.dtype])
@@ -129,9 +132,7 @@ class Engine:
 
     def _resolve(self, config: TrainConfig, model: Transformer) -> TrainConfig:
         """Fill in what the settings leave to the machine and to the data."""
-        # torch counts the machine's cores, also where a container may use fewer.
-        allowed = min(torch.get_num_threads(), self.hardware.num_cores)
-        threads = config.threads or allowed
+        threads = torch.get_num_threads()
         config, why = choose_parallel(
             config, model.config, self.hardware, self.world.size, weights_loaded=True
         )
@@ -163,6 +164,10 @@ class Engine:
             say(chosen.summary())
             resolved = dataclasses.replace(resolved, micro_batch=chosen.micro_batch)
         return dataclasses.replace(resolved, compile=self._choose_compile(resolved, model))
+
+    def _allowed_threads(self) -> int:
+        # torch counts the machine's cores, also where a container may use fewer.
+        return min(torch.get_num_threads(), self.hardware.num_cores)
 
     def _choose_compile(self, config: TrainConfig, model: Transformer) -> Any:
         if config.compile == "off":
@@ -229,6 +234,7 @@ class Engine:
         self.spread.reset_optimizer()
         before = time.monotonic()
         self._heldout()
+        self._samples()
         heldout_s = time.monotonic() - before
         step_s = median(seconds[1:]) + heldout_s / self.config.eval_every
         left_s = 60 * minutes - (time.monotonic() - self.started) - 2 * heldout_s
@@ -247,6 +253,7 @@ class Engine:
             advance(self.step)
             if self.step == 0:
                 self._log(self._heldout())
+                self._log_samples()
             upcoming = loader.submit(self.stage.batch, self.step)
             window = _Window()
             while self.step < total:
@@ -264,11 +271,14 @@ class Engine:
                 if last or self.step % self.config.log_every == 0:
                     values = self._measures(window)
                     window = _Window()
-                if last or self.step % self.config.eval_every == 0:
+                evaluates = last or self.step % self.config.eval_every == 0
+                if evaluates:
                     values |= self._heldout()
-                    window.restart()
                 if values:
                     self._log(values)
+                if evaluates:
+                    self._log_samples()
+                    window.restart()
                 stop = any_of(interrupt.signal_number is not None)
                 if last or stop or self.step % self.config.checkpoint_every == 0:
                     self._save()
@@ -318,6 +328,11 @@ class Engine:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             return self.spread.call(self.stage.heldout)
 
+    def _samples(self) -> list[dict[str, Any]]:
+        """Return the stage's answers to its prompts, which all processes compute together."""
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            return self.stage.samples(self.spread.call)
+
     def _measures(self, window: _Window) -> dict[str, float]:
         """Return what a line of metrics.jsonl says beyond the step's own means."""
         flops = self.model.config.flops_per_token(window.mean_context)
@@ -327,15 +342,21 @@ class Engine:
             **window.means(),
             "lr": self.spread.optimizer.param_groups[0]["lr"],
             "tokens_per_second": speed,
-            "mfu": speed * flops / self.hardware.matrix_rate,
+            "mfu": speed * flops / (self.hardware.matrix_rate * self.world.size),
             "epoch_time": seconds_per_step * self.stage.batches_per_epoch,
             "epoch": self.step / self.stage.batches_per_epoch,
             "elapsed_s": time.monotonic() - self.started,
+            "peak_memory_bytes": largest(peak_memory_bytes(self.hardware.device)),
         }
 
     def _log(self, values: dict[str, float]) -> None:
         for tracker in self.trackers:
             tracker.log({"step": self.step, "tokens": self.tokens, **values}, self.step)
+
+    def _log_samples(self) -> None:
+        rows = self._samples()
+        for tracker in self.trackers:
+            tracker.samples(rows, self.step)
 
     def _save(self) -> None:
         state: dict[str, Any] = {

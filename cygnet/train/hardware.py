@@ -219,6 +219,20 @@ def usable_memory(device: torch.device, root: Path = Path("/")) -> Memory:
     return min(found, key=lambda memory: memory.free_bytes)
 
 
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most that this process has held: of the GPU's memory, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    resident = _fields(Path("/proc/self/status")).get("VmHWM")
+    if resident is not None:
+        return resident * 1024
+    # Elsewhere than on Linux, where this would count what the process was forked from.
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def _machine_memory(root: Path) -> Iterator[Memory]:
     available = _fields(root / "proc/meminfo").get("MemAvailable")
     if available is not None:

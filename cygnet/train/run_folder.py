@@ -65,7 +65,7 @@ def write_config(
         "commit": _commit(),
     }
     write_atomic(run / "config.yaml", as_yaml(settings))
-    return settings
+    return read_yaml(run / "config.yaml")
 
 
 def changes(run: Path, origin: dict[str, Any], requested: TrainConfig) -> list[str]:

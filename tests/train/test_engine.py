@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from cygnet.model.transformer import Transformer
 from cygnet.stages.next_token import NextTokenStage
 from cygnet.text.loader import Batch
 from cygnet.text.shards import ShardReader
+from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.engine import Engine
 from cygnet.train.guards import DivergedError
 
@@ -37,11 +40,12 @@ def train(
     sizes: ModelConfig,
     config: TrainConfig = CONFIG,
     kind: type[NextTokenStage] = NextTokenStage,
+    tokenizer: Tokenizer | None = None,
     **inputs: Any,
 ) -> dict[str, Tensor]:
     model = Transformer(sizes)
     model.initialize(torch.Generator().manual_seed(config.seed))
-    stage = kind("pretrain", shards, shards, config)
+    stage = kind("pretrain", shards, shards, config, tokenizer)
     Engine(model, stage, config, run, {"stage": "pretrain", "inputs": inputs}).train()
     return weights(model)
 
@@ -130,6 +134,33 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_bit_for_bit(
     assert equal(whole, train(tmp_path / "run", shards, tiny))
     steps = [line["step"] for line in logged(tmp_path / "run")]
     assert steps == sorted(set(steps)) == list(range(7))
+
+
+def test_samples_are_taken_at_each_evaluation_and_change_no_bit(
+    tmp_path: Path, shards: ShardReader, tiny: ModelConfig, tokenizer: Tokenizer
+) -> None:
+    plain = train(tmp_path / "plain", shards, tiny)
+    assert not (tmp_path / "plain/samples.jsonl").exists()
+    assert equal(plain, train(tmp_path / "run", shards, tiny, tokenizer=tokenizer))
+    rows = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [step for step in (0, 3, 6) for _ in range(4)]
+    assert [row["prompt"] for row in rows[:4]] == [row["prompt"] for row in rows[4:8]]
+    assert all(row["answer"] for row in rows[4:])
+
+
+def test_memory_is_that_of_this_process_and_grows_with_what_it_holds() -> None:
+    script = (
+        "import sys, torch\n"
+        "from cygnet.train.hardware import peak_memory_bytes\n"
+        "before = peak_memory_bytes(torch.device('cpu'))\n"
+        "torch.ones(50_000_000)\n"
+        "print(before, peak_memory_bytes(torch.device('cpu')))"
+    )
+    held = torch.ones(300_000_000)  # in the process that starts the other
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    before, after = map(int, found.stdout.split())
+    assert before < 4 * len(held)
+    assert 190_000_000 < after - before < 300_000_000
 
 
 def test_other_settings_are_refused_by_name_and_nothing_is_lost(

@@ -198,11 +198,16 @@ def on_rank_zero(function: Callable[[], Any]) -> Any:
 
 def any_of(flag: bool) -> bool:
     """Say whether the flag is set in any process."""
+    return largest(flag) > 0
+
+
+def largest(value: float) -> float:
+    """Return the largest that any process gave."""
     if world().size == 1:
-        return flag
-    flags = torch.tensor([float(flag)])
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags)
+        return value
+    values = torch.tensor([value], dtype=torch.float64)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return float(values)
 
 
 def check_shared(folder: Path) -> None:

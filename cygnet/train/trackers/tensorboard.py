@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from pathlib import Path
 from typing import Any
 
+from cygnet.config import as_yaml
 from cygnet.train.trackers.base import ForeignTracker, Samples, as_table
 
 MARKDOWN = "\\`*_[]{}#|"
@@ -17,8 +19,9 @@ class TensorBoardTracker(ForeignTracker):
 
     name = "tensorboard"
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, resolved: dict[str, Any], step: int = 0) -> None:
+        self._folder, self._config = folder, resolved
+        self._step = step
         # Events of steps that a resumed run makes again are hidden.
         self._purge_step = step + 1 if step else None
         super().__init__()
@@ -27,6 +30,8 @@ class TensorBoardTracker(ForeignTracker):
         from torch.utils.tensorboard import SummaryWriter
 
         self._run = SummaryWriter(str(self._folder), purge_step=self._purge_step)
+        # Indented lines are shown as they are.
+        self._run.add_text("config", textwrap.indent(as_yaml(self._config), " " * 4), self._step)
 
     def _log(self, metrics: dict[str, Any], step: int) -> None:
         for name, value in metrics.items():

@@ -40,6 +40,7 @@ def labelled(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> 
         documents.append((ids, [first <= at for at in range(len(ids))]))
     folder = tmp_path_factory.mktemp("labelled") / "train"
     write_shards(folder, documents, tokenizer.hash, tokenizer.vocab_size, {}, has_labels=True)
+    tokenizer.save(folder.with_name("tokenizer"))
     return ShardReader(folder, tokenizer.hash)
 
 

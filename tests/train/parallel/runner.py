@@ -24,6 +24,7 @@ from cygnet.model.transformer import Transformer
 from cygnet.stages.next_token import NextTokenStage
 from cygnet.text.loader import Batch
 from cygnet.text.shards import ShardReader
+from cygnet.text.tokenizer import Tokenizer
 from cygnet.train import checkpoint
 from cygnet.train.engine import Engine
 from cygnet.train.parallel import group
@@ -109,7 +110,8 @@ def train(
     rank, fails = world().rank, poison is not None or breaks is not None
     kind = Poisoned if rank == poison else Broken if rank == breaks else NextTokenStage
     kind = Doomed if kills else kind
-    stage = kind("pretrain", reader, None if fails else reader, settings)
+    words = Tokenizer.load(Path(shards).with_name("tokenizer"))
+    stage = kind("pretrain", reader, None if fails else reader, settings, words)
     if isinstance(stage, Doomed):
         stage.kills, stage.marks, stage.wait_at = kills or [], Path(f"{run}.kills"), wait_at
         stage.marks.mkdir(exist_ok=True)

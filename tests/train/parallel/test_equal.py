@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,10 @@ def zero(stage: int | str) -> dict[str, str]:
         "parallel": "deepspeed", "deepspeed": f"configs/deepspeed/zero{stage}.json",
         "optimizer": "adamw",
     }  # fmt: skip
+
+
+def samples(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
 
 
 WAYS = {
@@ -66,6 +71,8 @@ def test_several_processes_are_one(way: str, alone: Train, together: Train, tmp_
     assert losses(several, "grad_norm") == pytest.approx(norms, rel=2e-4)
     assert min(norms) > config.get("grad_clip", 0)  # where it is to clip, it does in each step
     assert losses(several, "heldout_loss") == pytest.approx(losses(one, "heldout_loss"), rel=2e-5)
+    # Answers too, computed by all of them: before training, while it goes on, and at its end.
+    assert samples(several) == samples(one) and len(samples(one)) == 3 * 4
     expected, found = weights(one), weights(several)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
