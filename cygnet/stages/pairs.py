@@ -318,7 +318,7 @@ def _swap_ingredients(text: str, other: str, chooser: random.Random) -> tuple[st
 
 
 def _pair(row: Row, chosen: str, rejected: str, why: str) -> Row:
-    kept: Row = {name: row[name] for name in row if name in ("form", "source")}
+    kept: Row = {name: row[name] for name in ("form", "source") if name in row}
     return {
         "prompt": row["messages"][:-1],
         "chosen": chosen,
