@@ -120,9 +120,7 @@ def test_heldout_subjects_never_occur_in_training(builtin: Path, made: Path) -> 
 
 
 @given(data=st.data())
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_spelling_of_a_heldout_title_gets_into_training(data: Any, tmp_path: Path) -> None:
     titles = data.draw(st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=8))
     spelt = data.draw(st.sampled_from([str.upper, str.title, lambda t: f" {t}! "]))

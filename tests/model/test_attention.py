@@ -29,7 +29,7 @@ def plain_attention(
 
 
 @pytest.mark.parametrize("ours", [blocked_attention, fused_attention])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 3),
     kv_heads=st.integers(1, 3),
@@ -75,7 +75,7 @@ def packed(lengths: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor, t
     return tokens[None], documents[None], positions[None]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=5), seed=st.integers(0, 99))
 def test_packed_with_masks_is_each_document_alone(lengths: list[int], seed: int) -> None:
     model = random_model()

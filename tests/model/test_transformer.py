@@ -32,7 +32,7 @@ def no_gradient_wanted(logits: torch.Tensor, labels: torch.Tensor) -> Any:
     raise AssertionError("a gradient was computed for nothing")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     rows=st.integers(1, 40),
     chunk=st.sampled_from([1, 3, 8, 64]),
@@ -61,7 +61,7 @@ def test_linear_cross_entropy_is_torchs(rows: int, chunk: int, ignored: float, s
     torch.testing.assert_close(-summed, reference, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     chunk=st.integers(1, 50),

@@ -53,7 +53,7 @@ def stage(tokenizer: Tokenizer, count: int = 12, config: DpoConfig | None = None
     return DpoStage(batch, batch, CONFIG, config or DpoConfig())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     count=st.integers(1, 6),
     beta=st.floats(0.01, 2),
@@ -99,7 +99,7 @@ def test_the_answers_tokens_alone_are_labelled(tokenizer: Tokenizer) -> None:
         assert tokenizer.decode(learnt) == f"{text}<|im_end|>"
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(count=st.integers(1, 14), seed=st.integers(0, 99))
 def test_packed_pairs_are_each_pair_alone(count: int, seed: int) -> None:
     from cygnet.text.tokenizer import train_tokenizer

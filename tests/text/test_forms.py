@@ -1,7 +1,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cygnet.han import POEM_FORMS
@@ -38,7 +38,6 @@ def test_a_poem_is_its_clauses(text):
     assert [form for form in POEM_FORMS if is_poem_of_form(text, form)] == ["五言绝句"]
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 9),
     st.integers(3, 9),

@@ -18,7 +18,7 @@ def write(folder, documents=DOCUMENTS, vocab_size=600, **options):
     return write_shards(folder, documents, "a" * 64, vocab_size, SOURCE, **options)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.lists(st.lists(st.tuples(st.integers(0, 69_999), st.booleans()), max_size=9), max_size=9),
     st.sampled_from([70_000, 600]),

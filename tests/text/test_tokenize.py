@@ -34,7 +34,7 @@ def counts(summary):
     return {f: getattr(summary, f) for f in FIELDS if getattr(summary, f)}
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.text(max_size=20)), unique=True))
 def test_documents_are_stored_whole_in_the_order_of_their_id(tmp_path_factory, tokenizer, pairs):
     folder = tmp_path_factory.mktemp("d")

@@ -22,7 +22,11 @@ def held(shards: ShardReader, run: Path, processes: int, **config: Any) -> dict[
     """Return what each process held and was planned to, the most of any, by kind and name."""
     words = json.dumps({**request(shards, run, steps=2, **config), "sizes": SIZES})
     command = [SCRIPT, "--words", words]
-    command = torchrun(*command) if processes > 1 else [sys.executable, *command]
+    command = (
+        torchrun("--standalone", "--nproc_per_node=2", *command)
+        if processes > 1
+        else [sys.executable, *command]
+    )
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = [json.loads(path.read_text()) for path in run.glob("held_*.json")]
