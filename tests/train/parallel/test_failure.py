@@ -22,16 +22,12 @@ from tests.train.parallel.conftest import (
     request,
     torchrun,
 )
-from tests.train.parallel.test_equal import losses, weights
+from tests.train.parallel.test_equal import losses, weights, zero
 
 APART = 6
 """Steps from one kill to the next; each is done with `WITHIN` fewer."""
 OFTEN = {"checkpoint_every": 1, "keep_checkpoints": 3, "eval_every": 1000}
 LONG = {"steps": 100_000, "checkpoint_every": 100_000, "log_every": 1, "eval_every": 100_000}
-ZERO2, ZERO3 = (
-    {"parallel": "deepspeed", "deepspeed": f"configs/deepspeed/zero{stage}.json"}
-    for stage in (2, 3)
-)
 
 
 def newest_step(run: Path) -> int:
@@ -54,8 +50,7 @@ def draw_kills(number: int, seed: int) -> list[tuple[int, int, float | str]]:
 WAYS = [
     pytest.param(6, {"parallel": "ddp"}, id="ddp"),
     pytest.param(4, {"parallel": "fsdp"}, id="fsdp"),
-    pytest.param(2, ZERO2, id="zero2", marks=pytest.mark.slow),
-    pytest.param(2, ZERO3, id="zero3", marks=pytest.mark.slow),
+    pytest.param(2, zero(3), id="zero3", marks=pytest.mark.slow),
 ]
 
 

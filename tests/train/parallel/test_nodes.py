@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,8 @@ def test_deepspeed_on_two_machines_of_a_hostfile(
     hosts.write_text("127.0.0.1 slots=1\nlocalhost slots=1\n")
     words = json.dumps(request(labelled, tmp_path / "two", **zero(2)))
     start = [
-        "deepspeed", f"--hostfile={hosts}", "--no_ssh", "--master_addr=127.0.0.1",
-        f"--master_port={free_port()}",
+        str(Path(sys.executable).with_name("deepspeed")), f"--hostfile={hosts}", "--no_ssh",
+        "--master_addr=127.0.0.1", f"--master_port={free_port()}",
     ]  # fmt: skip
     logs = [tmp_path / f"node_{rank}" for rank in range(2)]
     nodes = [

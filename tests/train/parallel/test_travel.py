@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.train.parallel.conftest import Train
-from tests.train.parallel.test_equal import losses, weights
+from tests.train.parallel.test_equal import losses, weights, zero
 
 ROUTES = [
     ("one", "ddp"), ("one", "fsdp"), ("one", "tensor"), ("one", "pipeline"),
@@ -53,10 +53,17 @@ def test_a_checkpoint_travels_to_zero_and_back(
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-4, msg=name)
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+SAME_LAYOUT = {
+    # Sums of three depend on their order, which must not change on the way.
+    "ddp": {"parallel": "ddp", "processes": 3}, "fsdp": {"parallel": "fsdp", "processes": 3},
+    "tensor": {"parallel": "tensor"}, "pipeline": {"parallel": "pipeline"},
+    **{f"zero{stage}": zero(stage) for stage in range(4)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", SAME_LAYOUT)
 def test_on_the_same_layout_not_a_bit_changes(way: str, together: Train, tmp_path: Path) -> None:
-    """Three processes: sums of three depend on their order, which must not change on the way."""
-    settings = {"parallel": way, "keep_checkpoints": 5, "processes": 3}
+    settings = {**SAME_LAYOUT[way], "keep_checkpoints": 5}
     whole, run = together(tmp_path / "whole", **settings), together(tmp_path / "run", **settings)
     for step in (4, 6):
         shutil.rmtree(run / f"checkpoints/step_0000000{step}")
