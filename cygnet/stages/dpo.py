@@ -378,8 +378,8 @@ def dpo(
 
 def _say_skipped(name: str, found: PairRows, places: Sequence[str]) -> None:
     say(
-        f"dpo: {len(found.skipped)} of {len(places)} pairs of {name} are longer than max_seq_len and "
-        f"skipped, first {places[found.skipped[0]]} (the longest needs {max(found.needed)})"
+        f"dpo: {len(found.skipped)} of {len(places)} pairs of {name} are longer than max_seq_len "
+        f"and skipped, first {places[found.skipped[0]]} (the longest needs {max(found.needed)})"
     )
 
 
