@@ -371,25 +371,26 @@ def dpo(
             found = PairRows(rows, tokenizer, config.max_seq_len)
             if name == TRAIN and not found.num_pairs:
                 raise UserError(_why_none_fits(path, found, config, model.config.max_position))
+            places = [row.get("source", f"line {n} of {name}") for n, row in enumerate(rows, 1)]
             if found.skipped:
-                first = found.skipped[0]
-                where = rows[first].get("source", f"{path}:{first + 1}")
-                say(
-                    f"dpo: {len(found.skipped)} of {len(rows)} pairs of {name} are longer than "
-                    f"max_seq_len and skipped, first {where} (the longest needs "
-                    f"{max(found.needed)})"
-                )
+                _say_skipped(name, found, places)
             rounding = f"{config.max_seq_len} {hardware.dtype_name}"
             what = (start_hash, tokenizer.hash, sha256_file(path), rounding)
             key = hashlib.sha256("/".join(what).encode()).hexdigest()[:16]
             log_probs = reference_log_probs(model, found.rows, cache / f"{key}.npy")
             packed.append(with_reference(found.rows, log_probs))
-            places = [row.get("source", f"line {n} of {name}") for n, row in enumerate(rows, 1)]
             sources.append([[places[pair] for pair in row] for row in found.numbers])
         prompts = _asked(tokenizer, pairs[HELDOUT], config.max_seq_len)
         return DpoStage(packed[0], packed[1], config, preference, sources[0], prompts)
 
     return train_and_save("dpo", model, tokenizer, stage, config, run, inputs, renew)
+
+
+def _say_skipped(name: str, found: PairRows, places: Sequence[str]) -> None:
+    say(
+        f"dpo: {len(found.skipped)} of {len(places)} pairs of {name} are longer than max_seq_len "
+        f"and skipped, first {places[found.skipped[0]]} (the longest needs {max(found.needed)})"
+    )
 
 
 def _why_none_fits(path: Path, found: PairRows, config: TrainConfig, max_position: int) -> str:
