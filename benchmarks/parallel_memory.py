@@ -105,8 +105,8 @@ class Watched(Engine):
     def _watch(self, spread, name):  # type: ignore[no-untyped-def]
         original = getattr(spread, name)
 
-        def run(*arguments):  # type: ignore[no-untyped-def]
-            result = original(*arguments)
+        def run(*arguments, **named):  # type: ignore[no-untyped-def]
+            result = original(*arguments, **named)
             self._note(gradients=gradients(self))
             return result
 
