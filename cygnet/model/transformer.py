@@ -165,9 +165,7 @@ class Transformer(nn.Module):
         self.model = Decoder(config)
         if not config.tie_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size)
-        self.inverse_frequencies = nn.Buffer(
-            rope_frequencies(config), persistent=False
-        )
+        self.inverse_frequencies = nn.Buffer(rope_frequencies(config), persistent=False)
 
     @classmethod
     def from_weights(
