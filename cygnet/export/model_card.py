@@ -88,8 +88,9 @@ def _what(config: ModelConfig, dtype: str, origin: str | None) -> Iterator[str]:
     yield (
         f"A language model of {config.num_parameters / 1e6:.2f} million parameters "
         f"(`{ARCHITECTURES[model_type(config)]}`), {made} Cygnet {__version__}. "
-        f"{config.num_layers} layers, hidden size {config.hidden_size}, {config.num_heads} heads over "
-        f"{config.num_kv_heads}, vocabulary {config.vocab_size:,}, context {config.max_position:,} "
+        f"{config.num_layers} layers, hidden size {config.hidden_size}, "
+        f"{config.num_heads} heads over {config.num_kv_heads}, "
+        f"vocabulary {config.vocab_size:,}, context {config.max_position:,} "
         f"tokens. Weights here: {dtype}."
     )
 
