@@ -95,3 +95,17 @@ def test_rounding_is_what_the_file_holds(tmp_path: Path, tokenizer: Tokenizer) -
     assert torch.equal(values, ours)
     exact = model.state_dict()["model.layers.1.mlp.gate_proj.weight"]
     assert 0 < (ours - exact).abs().max() < 0.01
+
+
+def test_ends_and_control_tokens_are_told(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    write_gguf(random_model(QWEN3), tokenizer, tmp_path / "model.gguf", "f32", "model")
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    said = {name.removeprefix("tokenizer.ggml."): field for name, field in fields.items()}
+    assert said["eos_token_id"].contents() == said["eot_token_id"].contents()
+    assert said["eos_token_id"].contents() == tokenizer.im_end_id
+    assert said["padding_token_id"].contents() == tokenizer.eos_id
+    assert said["add_bos_token"].contents() is False
+    types = said["token_type"].contents()
+    control = [i for i, kind in enumerate(types) if kind == gguf.TokenType.CONTROL]
+    assert control == sorted(tokenizer.special_ids.values())
+    assert set(types[tokenizer.vocab_size :]) == {gguf.TokenType.UNUSED}

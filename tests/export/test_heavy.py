@@ -1,7 +1,8 @@
 """Engines that are too heavy for the ordinary run load the exported folder (invariant 7).
 
-Not part of the `dev` extra. `pip install onnxruntime-genai onnx onnx-ir mistralrs` brings two of
-them; vLLM pins versions of its own: give the Python of its environment in CYGNET_VLLM_PYTHON.
+Not part of the `dev` extra. All but one come with
+`pip install onnxruntime-genai onnx onnx-ir mistralrs 'mlx[cpu]' mlx-lm`; vLLM pins versions of its
+own: give the Python of its environment in CYGNET_VLLM_PYTHON.
 """
 
 import json
@@ -81,6 +82,25 @@ def test_mistralrs_is_the_model(exported: tuple[Path, Probe]) -> None:
     (step,) = answer.choices[0].logprobs.content
     print(f"mistralrs {folder.name}: {abs(step.logprob - ours.max().item()):.1e}")
     assert abs(step.logprob - ours.max().item()) < LOG_PROB_BOUND
+
+
+def test_mlx_lm_is_the_model(exported: tuple[Path, Probe]) -> None:
+    """MLX has a build for the CPU on Linux too; on Apple hardware it was not tried."""
+    pytest.importorskip("mlx_lm")
+    import mlx.core as mx
+    import numpy as np
+    from mlx_lm import load
+
+    mx.set_default_device(mx.cpu)
+    folder, probe = exported
+    model, _ = load(str(folder))
+    distances = []
+    for prompt in probe.prompts:
+        logits = np.array(model(mx.array([prompt])).astype(mx.float32))
+        found = torch.from_numpy(logits)[0].log_softmax(-1)
+        distances.append((found - probe.log_probs(prompt)).abs().max().item())
+    print(f"mlx_lm {folder.name}: {max(distances):.1e}")
+    assert max(distances) < LOG_PROB_BOUND
 
 
 def test_vllm_is_the_model(exported: tuple[Path, Probe]) -> None:
