@@ -81,6 +81,18 @@ VERBS = {
         ("cygnet chat runs/demo", 'cygnet chat runs/demo --prompt "How do I make pancakes?"',
          "echo 'What is a comet?' | cygnet chat runs/demo"),
     ),
+    "export": Verb(
+        "write a model for transformers, llama.cpp, Ollama or MLX, and check it there",
+        "cygnet.export.command", "ExportCommand", "export_command",
+        ("cygnet export runs/demo --to hf --dtype bf16",
+         "cygnet export runs/demo --to gguf --quantize q8_0 --out demo.gguf",
+         "cygnet export runs/demo --to ollama"),
+    ),
+    "import": Verb(
+        "take a Qwen3, Qwen2 or Llama of another maker, to tune, evaluate and serve it",
+        "cygnet.export.command", "ImportCommand", "import_command",
+        ("cygnet import ~/models/Qwen3-0.6B", "cygnet import Qwen3-0.6B --out models/qwen3"),
+    ),
     "plan": Verb(
         "what a training run needs, against what this machine has",
         "cygnet.recipe", "PlanCommand", "plan_command",

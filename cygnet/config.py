@@ -30,8 +30,11 @@ LENGTHS = ("steps", "tokens", "epochs", "minutes")
 class ModelConfig:
     """A decoder of the Qwen3 architecture. The defaults are the `26m` preset: 25.83 M parameters.
 
+    Without `qk_norm` it is a Llama, and with `qkv_bias` beside that a Qwen2: what
+    `cygnet import` brings in.
+
     Raises:
-        UserError: a size is not positive, or the head counts do not divide.
+        UserError: a size is not positive, the head counts do not divide, or settings contradict.
     """
 
     vocab_size: int = 6400
@@ -56,6 +59,16 @@ class ModelConfig:
     """Added to the mean square in RMSNorm."""
     tie_embeddings: bool = True
     """Use the embedding matrix as the output matrix too."""
+    qk_norm: bool = True
+    """Norm queries and keys (Qwen3); Qwen2 and Llama do not."""
+    qkv_bias: bool = False
+    """Add a bias to queries, keys and values (Qwen2)."""
+    rope_scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
+    """How rotary frequencies are stretched for a longer context (cygnet/model/rope.py)."""
+    rope_factor: float = 1.0
+    """How many times longer; used with rope_scaling."""
+    rope_original_max_position: int | None = None
+    """The context before stretching; llama3 and yarn need it."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -77,6 +90,15 @@ class ModelConfig:
                 f"a head is {self.head_size} wide, and rotary positions need an even width: "
                 "change model.hidden_size, model.num_heads or model.head_dim"
             )
+        if self.qk_norm and self.qkv_bias:
+            raise UserError(
+                "model.qk_norm and model.qkv_bias are both set, which no architecture has: Qwen3 "
+                "has the one, Qwen2 the other"
+            )
+        if self.rope_scaling in ("llama3", "yarn") and self.rope_original_max_position is None:
+            raise UserError(
+                f"model.rope_scaling {self.rope_scaling} needs model.rope_original_max_position"
+            )
 
     @property
     def head_size(self) -> int:
@@ -88,10 +110,16 @@ class ModelConfig:
         """Exact number of parameters, tied weights counted once."""
         attention = self.hidden_size * self.head_size * 2 * (self.num_heads + self.num_kv_heads)
         feed_forward = 3 * self.hidden_size * self.intermediate_size
-        norms = 2 * self.hidden_size + 2 * self.head_size
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
-        per_layer = attention + feed_forward + norms
+        per_layer = attention + feed_forward + self._vectors_per_layer
         return self.num_layers * per_layer + embeddings + self.hidden_size
+
+    @property
+    def _vectors_per_layer(self) -> int:
+        """Parameters of a layer that are no matrices: norms and biases."""
+        head_norms = 2 * self.head_size if self.qk_norm else 0
+        biases = (self.num_heads + 2 * self.num_kv_heads) * self.head_size if self.qkv_bias else 0
+        return 2 * self.hidden_size + head_norms + biases
 
     def flops_per_token(self, mean_context: float) -> float:
         """Model FLOPs to train on one token: forward and backward, matrix products alone.
@@ -103,8 +131,8 @@ class ModelConfig:
             mean_context: the mean number of positions that a token attends to; half the sequence
                 length for plain causal attention.
         """
-        norms = self.num_layers * 2 * (self.hidden_size + self.head_size) + self.hidden_size
-        multiplied = self.num_parameters - norms
+        vectors = self.num_layers * self._vectors_per_layer + self.hidden_size
+        multiplied = self.num_parameters - vectors
         if not self.tie_embeddings:
             multiplied -= self.vocab_size * self.hidden_size
         attention_width = self.num_heads * self.head_size

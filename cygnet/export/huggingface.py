@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +15,24 @@ from torch import Tensor
 
 from cygnet.config import ModelConfig
 from cygnet.errors import UserError
-from cygnet.files import folder_atomic, write_json
+from cygnet.export.architecture import CONFIG_FILE, read_config, transformers_config
+from cygnet.files import folder_atomic, read_json, write_json
 from cygnet.model.transformer import Transformer
 from cygnet.text.tokenizer import Tokenizer
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+GENERATION_FILE = "generation_config.json"
 PLACES = (".", "model", "dpo/model", "sft/model", "pretrain/model")
 """Where a folder that a person names may hold its model; of several, the first is taken."""
-
-_KEYS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "num_key_value_heads": "num_kv_heads",
-    "head_dim": "head_dim",
-    "intermediate_size": "intermediate_size",
-    "max_position_embeddings": "max_position",
-    "rms_norm_eps": "rms_norm_eps",
-    "tie_word_embeddings": "tie_embeddings",
-}
-"""Names in config.json and the names of our own settings; `rope_theta` comes beside them."""
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors format."""
 
 
 def save_folder(
     model: Transformer, tokenizer: Tokenizer, folder: Path, extra: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write a folder that plain transformers loads as `Qwen3ForCausalLM`; return it.
+    """Write a folder that plain transformers loads, without code of ours; return it.
 
     The weights are float32. The folder is there whole or not at all; one that stood there before
     is replaced. The same model gives the same bytes.
@@ -51,26 +43,78 @@ def save_folder(
         folder: where to.
         extra: kept in config.json under `cygnet`, where other programs leave it alone.
     """
+    with folder_atomic(folder) as temporary:
+        write_folder(model, tokenizer, temporary, extra=extra)
+    return folder
+
+
+def write_folder(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    max_shard_bytes: int | None = None,
+    generation: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the files of a model folder into an empty one.
+
+    Args:
+        model: its config and weights.
+        tokenizer: its files go beside the weights.
+        folder: where to.
+        dtype: what the weights are rounded to.
+        max_shard_bytes: the weights are cut into files of at most this size, a tensor never.
+        generation: generation_config.json; left out, how Cygnet draws answers.
+        extra: kept in config.json under `cygnet`.
+    """
+    tokenizer.save(folder)
+    name = str(dtype).removeprefix("torch.")
+    write_json(folder / CONFIG_FILE, transformers_config(model.config, tokenizer, name, extra))
+    write_json(folder / GENERATION_FILE, generation or default_generation(tokenizer))
     weights = {
-        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        name: tensor.detach().to("cpu", dtype).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    with folder_atomic(folder) as temporary:
-        tokenizer.save(temporary)
-        write_json(temporary / CONFIG_FILE, _transformers_config(model.config, tokenizer, extra))
-        write_json(
-            temporary / "generation_config.json",
-            {
-                "do_sample": True,
-                "temperature": 0.8,
-                "top_p": 0.95,
-                "top_k": 0,
-                "eos_token_id": [tokenizer.im_end_id, tokenizer.eos_id],
-                "pad_token_id": tokenizer.eos_id,
-            },
-        )
-        save_file(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
-    return folder
+    shards = _sharded(weights, max_shard_bytes)
+    if len(shards) == 1:
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        return
+    place: dict[str, str] = {}
+    for i, shard in enumerate(shards):
+        file = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        place |= dict.fromkeys(shard, file)
+    total = sum(map(_num_bytes, weights.values()))
+    write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": place})
+
+
+def default_generation(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the generation_config.json of models trained here."""
+    return {
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "top_k": 0,
+        "eos_token_id": list(dict.fromkeys([tokenizer.im_end_id, tokenizer.eos_id])),
+        "pad_token_id": tokenizer.eos_id,
+    }
+
+
+def _sharded(weights: Mapping[str, Tensor], max_bytes: int | None) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name, tensor in weights.items():
+        if max_bytes and shards[-1] and filled + _num_bytes(tensor) > max_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensor
+        filled += _num_bytes(tensor)
+    return shards
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def find_model(path: Path) -> Path:
@@ -86,6 +130,12 @@ def find_model(path: Path) -> Path:
             return path / place
     if not path.exists():
         raise UserError(f"{path}: no such folder; give that of a finished run or of a model")
+    refuse_pickles(path)
+    if (path / INDEX_FILE).is_file():
+        raise UserError(
+            f"{path}: its weights are in several files; cygnet import {path} --out FOLDER makes a "
+            "model of them that Cygnet trains and serves"
+        )
     present = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if (path / name).is_file()]
     if present:
         missing = WEIGHTS_FILE if present == [CONFIG_FILE] else CONFIG_FILE
@@ -102,98 +152,120 @@ def load_folder(
     """Load a model folder or the last model of a run folder, with weights in float32 on the CPU.
 
     Args:
-        folder: written by `save_folder`, or a Qwen3 of another maker in one weights file.
+        folder: written by `save_folder`, or a Qwen3, Qwen2 or Llama of another maker in one
+            weights file.
         compute_dtype: the type that the model will compute in.
 
     Raises:
         UserError: it is no model that Cygnet can run; names the file and what is wrong.
     """
-    folder = find_model(folder)
+    return read_folder(find_model(folder), compute_dtype)
+
+
+def read_folder(
+    folder: Path, compute_dtype: torch.dtype = torch.float32
+) -> tuple[Transformer, Tokenizer]:
+    """Load a folder as `load_folder` does; its weights may be in several files."""
     tokenizer = Tokenizer.load(folder)
-    config = _read_config(folder / CONFIG_FILE)
+    config = read_config(folder / CONFIG_FILE)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} entries and the model only "
             f"{config.vocab_size}, so they are not of one model"
         )
-    weights = _read_weights(folder / WEIGHTS_FILE, config)
+    trained_with = read_json(folder / CONFIG_FILE).get("cygnet", {}).get("tokenizer")
+    if trained_with not in (None, tokenizer.vocabulary_hash):
+        raise UserError(
+            f"{folder}: its tokenizer.json is not the one that the model was trained with (the "
+            f"vocabularies differ); put the right one back"
+        )
+    weights = _read_weights(folder, config)
     return Transformer.from_weights(config, weights, compute_dtype), tokenizer
 
 
-def _transformers_config(
-    config: ModelConfig, tokenizer: Tokenizer, extra: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    sizes = {theirs: getattr(config, ours) for theirs, ours in _KEYS.items()}
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        **sizes,
-        "head_dim": config.head_size,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "use_sliding_window": False,
-        # transformers reads rope_parameters; older versions and other engines read rope_theta.
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "initializer_range": 0.02,
-        "use_cache": True,
-        "torch_dtype": "float32",
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.im_end_id,
-        "pad_token_id": tokenizer.eos_id,
-        **({"cygnet": dict(extra)} if extra else {}),
-    }
+def refuse_pickles(folder: Path) -> None:
+    """Refuse a folder whose weights are pickled, unless they are there as safetensors too.
+
+    Raises:
+        UserError: names the file.
+    """
+    files = sorted(file for file in folder.glob("*") if file.is_file())
+    pickles = [file.name for file in files if file.suffix in PICKLED]
+    if pickles and not any(file.suffix == ".safetensors" for file in files):
+        raise UserError(
+            f"{folder}: the weights are pickled ({pickles[0]}), and a pickle can run any program "
+            "when it is opened, so Cygnet never does; ask its maker for safetensors"
+        )
 
 
-def _read_config(path: Path) -> ModelConfig:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(values, dict) or values.get("model_type") != "qwen3":
-        kind = values.get("model_type") if isinstance(values, dict) else None
-        raise UserError(f"{path}: model_type is {kind!r}; Cygnet runs models of type 'qwen3'")
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    unsupported = {
-        "attention_bias": values.get("attention_bias"),
-        "use_sliding_window": values.get("use_sliding_window"),
-        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
-    }
-    for name, is_used in unsupported.items():
-        if is_used:
-            raise UserError(f"{path}: {name} is used, which Cygnet cannot run")
-    settings = {ours: values[theirs] for theirs, ours in _KEYS.items() if theirs in values}
-    missing = [theirs for theirs, ours in _KEYS.items() if ours not in settings]
-    if missing := [name for name in missing if name not in ("head_dim", "tie_word_embeddings")]:
-        raise UserError(f"{path}: lacks {', '.join(missing)}")
-    settings.setdefault("head_dim", 128)  # defaults of transformers' Qwen3Config
-    settings.setdefault("tie_embeddings", False)
-    theta: Any = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
-    try:
-        return ModelConfig(**settings, rope_theta=float(theta))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: a value is of the wrong type ({error})") from error
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder's model.
+
+    Raises:
+        UserError: one is missing; names it.
+    """
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    refuse_pickles(folder)
+    index = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise UserError(
+            f"{folder}: has neither {WEIGHTS_FILE} nor an {INDEX_FILE} that can be read"
+        )
+    names = sorted(set(map(str, index.values())))
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise UserError(f"{folder}: {name} is missing, which its {INDEX_FILE} names")
+    return [folder / name for name in names]
 
 
-def _read_weights(path: Path, config: ModelConfig) -> dict[str, Tensor]:
-    try:
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: damaged ({error})") from error
-    if config.tie_embeddings:
-        found.pop("lm_head.weight", None)  # some writers store the shared matrix twice
+def _read_weights(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
         wanted = {name: tensor.shape for name, tensor in Transformer(config).state_dict().items()}
-    for name, shape in wanted.items():
-        if name not in found:
-            raise UserError(f"{path}: lacks {name}, so it does not fit its {CONFIG_FILE}")
-        if found[name].shape != shape:
+    found: dict[str, Tensor] = {}
+    for name, tensor, path in _tensors(folder):
+        if config.tie_embeddings and name == "lm_head.weight":
+            continue  # some writers store the shared matrix twice
+        if name.endswith("rotary_emb.inv_freq"):
+            continue  # older Llamas store what follows from config.json
+        if name not in wanted:
+            raise UserError(f"{path}: holds {name}, which the model of its {CONFIG_FILE} lacks")
+        if tensor.shape != wanted[name]:
             raise UserError(
-                f"{path}: {name} is {tuple(found[name].shape)}, and by its {CONFIG_FILE} it "
-                f"should be {tuple(shape)}"
+                f"{path}: {name} is {tuple(tensor.shape)}, and by its {CONFIG_FILE} it should be "
+                f"{tuple(wanted[name])}"
             )
-    if unknown := sorted(found.keys() - wanted.keys()):
-        raise UserError(f"{path}: holds {unknown[0]}, which a Qwen3 model does not have")
-    # A copy: the tensors of a mapped file lie at addresses that slow matrix products down.
-    return {name: tensor.to(torch.float32, copy=True) for name, tensor in found.items()}
+        # A copy: the tensors of a mapped file lie at addresses that slow matrix products down.
+        found[name] = tensor.to(torch.float32, copy=True)
+    for name in wanted:
+        if name not in found:
+            raise UserError(f"{folder}: lacks {name}, so it does not fit its {CONFIG_FILE}")
+    return found
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor, Path]]:
+    for path in weight_files(folder):
+        _check_length(path)
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: damaged ({error})") from error
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point():
+                raise UserError(f"{path}: {name} holds {tensor.dtype}; only floats are weights")
+            yield name, tensor, path
+
+
+def _check_length(path: Path) -> None:
+    """Refuse a file that is shorter than its header says, with both lengths."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        (length,) = struct.unpack("<Q", start) if len(start) == 8 else (0,)
+        try:
+            header = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
+            ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return  # the library says what is wrong
+    promised, there = 8 + length + max(ends, default=0), path.stat().st_size
+    if there < promised:
+        raise UserError(f"{path}: truncated, {there:,} bytes of {promised:,}; copy it again")

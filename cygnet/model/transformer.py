@@ -1,7 +1,8 @@
 """The Qwen3 decoder: pre-norm RMSNorm, rotary positions, grouped queries, QK-norm, SwiGLU.
 
 Source: Qwen3 Technical Report (Yang et al. 2025). Parameter names are those of
-`Qwen3ForCausalLM` in transformers, so that the state dict is the Hugging Face state dict.
+`Qwen3ForCausalLM` in transformers, so that the state dict is the Hugging Face state dict. Qwen2
+(biases, no QK-norm) and Llama (neither) differ in the attention alone.
 
 Shapes: B rows, T tokens, D hidden width, N query heads, K key/value heads, H head width,
 F feed-forward width, V vocabulary.
@@ -23,18 +24,19 @@ from torch import Tensor, nn
 from cygnet.config import ModelConfig
 from cygnet.model.attention import attention, masked_attention
 from cygnet.model.kv_cache import KVCache
-from cygnet.model.rope import apply_rope, rope_angles, rope_frequencies
+from cygnet.model.rope import apply_rope, rope_angles, rope_frequencies, rope_score_scale
 
 
 class Linear(nn.Linear):
-    """A linear layer without bias that computes in the type of its input."""
+    """A linear layer, by default without bias, that computes in the type of its input."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        return F.linear(x, self.weight.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
 
 
 class RMSNorm(nn.Module):
@@ -53,19 +55,23 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with normed queries and keys."""
+    """Grouped-query attention, in Qwen3 with normed queries and keys."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         D, H = config.hidden_size, config.head_size
         self.layer = layer
         self.head_size = H
-        self.q_proj = Linear(D, config.num_heads * H)
-        self.k_proj = Linear(D, config.num_kv_heads * H)
-        self.v_proj = Linear(D, config.num_kv_heads * H)
+        self.q_proj = Linear(D, config.num_heads * H, config.qkv_bias)
+        self.k_proj = Linear(D, config.num_kv_heads * H, config.qkv_bias)
+        self.v_proj = Linear(D, config.num_kv_heads * H, config.qkv_bias)
         self.o_proj = Linear(config.num_heads * H, D)
-        self.q_norm = RMSNorm(H, config.rms_norm_eps)
-        self.k_norm = RMSNorm(H, config.rms_norm_eps)
+        if config.qk_norm:
+            self.q_norm: nn.Module = RMSNorm(H, config.rms_norm_eps)
+            self.k_norm: nn.Module = RMSNorm(H, config.rms_norm_eps)
+        else:
+            self.q_norm = self.k_norm = nn.Identity()
+        self.score_scale = rope_score_scale(config)
 
     def forward(
         self,
@@ -82,6 +88,8 @@ class Attention(nn.Module):
         k_BKTH = self.k_norm(self.k_proj(x_BTD).view(heads)).transpose(1, 2)
         v_BKTH = self.v_proj(x_BTD).view(heads).transpose(1, 2)
         q_BNTH = apply_rope(q_BNTH, *angles)
+        if self.score_scale != 1:
+            q_BNTH = q_BNTH * self.score_scale
         k_BKTH = apply_rope(k_BKTH, *angles)
         if cache is None:
             out_BNTH = attention(q_BNTH, k_BKTH, v_BKTH, document_ids_BT)
@@ -157,9 +165,7 @@ class Transformer(nn.Module):
         self.model = Decoder(config)
         if not config.tie_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size)
-        self.inverse_frequencies = nn.Buffer(
-            rope_frequencies(config.head_size, config.rope_theta), persistent=False
-        )
+        self.inverse_frequencies = nn.Buffer(rope_frequencies(config), persistent=False)
 
     @classmethod
     def from_weights(
@@ -186,10 +192,10 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
         """Draw the weights: embeddings N(0, 0.02), matrices N(0, 1 / sqrt(fan-in)) truncated at
-        three deviations, and the last matrix of each residual branch zero, so that every block
-        begins as the identity (Zhang et al. 2019, Fixup; Yang et al. 2022, muP)."""
+        three deviations, biases zero, and the last matrix of each residual branch zero, so that
+        every block begins as the identity (Zhang et al. 2019, Fixup; Yang et al. 2022, muP)."""
         for name, parameter in self.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
+            if name.endswith(("o_proj.weight", "down_proj.weight", "bias")):
                 parameter.zero_()
             elif name.endswith("embed_tokens.weight"):
                 parameter.normal_(0.0, 0.02, generator=generator)

@@ -3,6 +3,9 @@
 Qwen2's pre-tokenizer (digits one by one) reads the text, so that llama.cpp, which knows it by
 name, gives the same ids. For training alone each Han character is set apart first: no entry is
 spent on a pair of characters, see `docs/lab-book.md`.
+
+Tokenizers of other makers are taken as they are where they are byte-level BPE (GPT-2's way:
+Qwen, Llama 3, SmolLM), and refused by name else.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from cygnet.errors import UserError
-from cygnet.files import read_jsonl, write_atomic, write_json
+from cygnet.files import read_json, read_jsonl, write_atomic, write_json
 from cygnet.progress import say, track
 
 SPECIAL_TOKENS = (
@@ -37,6 +40,8 @@ SPECIAL_TOKENS = (
 END_OF_DOCUMENT, IM_START, IM_END = SPECIAL_TOKENS[:3]
 CHUNK_TEXTS = 1000
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
+_ENDS_OF_DOCUMENT = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>")
+"""Qwen's and ours, Llama 3's, and that of many others; the first that a tokenizer has is meant."""
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -46,43 +51,78 @@ PATTERN = (
 
 _TOKENIZER_FILE = "tokenizer.json"
 _TEMPLATE_FILE = "chat_template.jinja"
+_CONFIG_FILE = "tokenizer_config.json"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
-    """Text to token ids and back. Control tokens spelt in a text are ordinary text, always."""
+    """Text to token ids and back. Control tokens spelt in a text are ordinary text, always.
 
-    def __init__(self, inner: tokenizers.Tokenizer, chat_template: str | None = None) -> None:
-        inner.encode_special_tokens = True
-        self._inner = inner
-        self.chat_template = chat_template or default_chat_template()
-        self.special_ids = {
-            token: found
-            for token in SPECIAL_TOKENS
-            if (found := inner.token_to_id(token)) is not None
-        }
-        if missing := [t for t in SPECIAL_TOKENS[:3] if t not in self.special_ids]:
-            raise UserError(f"tokenizer: lacks {', '.join(missing)}; train one with Cygnet")
-        self.vocab_size: int = inner.get_vocab_size()
-        self.eos_id = self.special_ids[END_OF_DOCUMENT]
-        self.im_start_id = self.special_ids[IM_START]
-        self.im_end_id = self.special_ids[IM_END]
+    Attributes:
+        chat_template: Jinja; empty where a foreign tokenizer has none.
+        special_ids: control tokens and their ids.
+        vocab_size: the highest id, plus one.
+        eos_id: ends a document.
+        im_end_id: ends a turn of a conversation.
+        im_start_id: begins one, where the tokenizer speaks ChatML.
+        config: what tokenizer_config.json says.
+    """
+
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        chat_template: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._source = inner
+        self._inner = _strict(inner)
+        added = sorted(inner.get_added_tokens_decoder().items())
+        self.special_ids = {token.content: index for index, token in added}
+        self.vocab_size: int = max(inner.get_vocab().values()) + 1
+        self.config = dict(config or self._own_config())
+        ends = [token for token in _ENDS_OF_DOCUMENT if token in self.special_ids]
+        named = self.named_tokens.get("eos_token")
+        turn_end = IM_END if IM_END in self.special_ids else named
+        if turn_end not in self.special_ids:
+            raise UserError(
+                f"tokenizer: has neither {IM_END} nor an eos_token among its control tokens, so "
+                "that nothing could end an answer; train one with Cygnet"
+            )
+        self.im_end_id = self.special_ids[turn_end]
+        self.im_start_id = self.special_ids.get(IM_START)
+        self.eos_id = self.special_ids[ends[0]] if ends else self.im_end_id
+        if chat_template is None:
+            speaks_ours = {IM_START, IM_END} <= self.special_ids.keys()
+            chat_template = default_chat_template() if speaks_ours else ""
+        self.chat_template = chat_template
 
     @classmethod
     def load(cls, folder: Path | str) -> Tokenizer:
         """Read a tokenizer folder.
 
         Raises:
-            UserError: there is none, or it cannot be read.
+            UserError: there is none, it cannot be read, or it is of a kind that Cygnet cannot
+                take exactly.
         """
-        path, template = Path(folder) / _TOKENIZER_FILE, Path(folder) / _TEMPLATE_FILE
+        path = Path(folder) / _TOKENIZER_FILE
         if not path.is_file():
             raise UserError(f"{folder}: no {_TOKENIZER_FILE}; give a tokenizer or model folder")
         try:
-            inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing narrower
             raise UserError(f"{path}: damaged ({error}); train the tokenizer again") from error
-        return cls(inner, template.read_text(encoding="utf-8") if template.is_file() else None)
+        if reason := _unsupported(json.loads(text)):
+            raise UserError(f"{path}: {reason}")
+        config = read_json(path.with_name(_CONFIG_FILE))
+        in_config = config.pop("chat_template", None)
+        if isinstance(in_config, list):  # of several named templates
+            named = {entry.get("name"): entry.get("template") for entry in in_config}
+            in_config = named.get("default")
+        template = path.with_name(_TEMPLATE_FILE)
+        if template.is_file():
+            in_config = template.read_text(encoding="utf-8")
+        return cls(inner, in_config, config)
 
     def save(self, folder: Path | str) -> None:
         """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` to a folder.
@@ -90,9 +130,10 @@ class Tokenizer:
         transformers' `AutoTokenizer` loads it, offline, with the same ids. Other files of the
         folder stay as they are.
         """
-        write_atomic(Path(folder) / _TOKENIZER_FILE, self._inner.to_str(pretty=True))
-        write_atomic(Path(folder) / _TEMPLATE_FILE, self.chat_template)
-        write_json(Path(folder) / "tokenizer_config.json", self._transformers_config())
+        write_atomic(Path(folder) / _TOKENIZER_FILE, self._source.to_str(pretty=True))
+        if self.chat_template:
+            write_atomic(Path(folder) / _TEMPLATE_FILE, self.chat_template)
+        write_json(Path(folder) / _CONFIG_FILE, self.config)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text.
@@ -124,8 +165,48 @@ class Tokenizer:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the tokenizer.json with sorted keys: equal if and only if the ids are."""
-        canonical = json.dumps(json.loads(self._inner.to_str()), sort_keys=True)
+        canonical = json.dumps(self.description(), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @cached_property
+    def vocabulary_hash(self) -> str:
+        """SHA-256 of the entries in the order of their ids, whatever else the file says."""
+        entries = sorted((index, token) for token, index in self._source.get_vocab().items())
+        return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+    def description(self) -> dict[str, Any]:
+        """Return what tokenizer.json says."""
+        return json.loads(self._source.to_str())
+
+    @cached_property
+    def named_tokens(self) -> dict[str, str]:
+        """Control tokens under the names that templates use: `bos_token`, `eos_token`, ..."""
+        found = {}
+        for name, value in self.config.items():
+            text = value.get("content") if isinstance(value, Mapping) else value
+            if name.endswith("_token") and isinstance(text, str):
+                found[name] = text
+        return found
+
+    @cached_property
+    def begins_texts(self) -> bool:
+        """Whether transformers and llama.cpp put a control token before each plain text.
+
+        Cygnet does not: there, control tokens come from the chat template alone.
+        """
+        return len(self._source.encode("").ids) > 0
+
+    @cached_property
+    def control_pattern(self) -> re.Pattern[str]:
+        """Finds the control tokens of a text, the longest first; its group is the token."""
+        longest_first = sorted(self.special_ids, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+    @cached_property
+    def control_beginning(self) -> re.Pattern[str]:
+        """Finds each character that a control token may begin with."""
+        first_characters = "".join(sorted({token[0] for token in self.special_ids}))
+        return re.compile(f"([{re.escape(first_characters)}])")
 
     @cached_property
     def _bytes(self) -> list[bytes]:
@@ -137,7 +218,7 @@ class Tokenizer:
             table[index] = bytes(of_character[c] for c in token) if known else token.encode()
         return table
 
-    def _transformers_config(self) -> dict[str, Any]:
+    def _own_config(self) -> dict[str, Any]:
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "add_bos_token": False,
@@ -252,6 +333,37 @@ def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def default_chat_template() -> str:
     """Return the chat template that new tokenizers get."""
     return (Path(__file__).parent / _TEMPLATE_FILE).read_text(encoding="utf-8")
+
+
+def _strict(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Return a tokenizer to which every control token that a text spells is ordinary text."""
+    if not all(token.special for token in inner.get_added_tokens_decoder().values()):
+        # Only what is marked as special can be switched off, and Qwen3 leaves <think> unmarked.
+        values = json.loads(inner.to_str())
+        for token in values["added_tokens"]:
+            token["special"] = True
+        inner = tokenizers.Tokenizer.from_str(json.dumps(values))
+    inner.encode_special_tokens = True
+    return inner
+
+
+def _unsupported(values: Mapping[str, Any]) -> str | None:
+    """Say why a tokenizer.json cannot be taken exactly, or None."""
+    model, decoder = values.get("model") or {}, values.get("decoder") or {}
+    if model.get("type") != "BPE":
+        return f"a tokenizer of type {model.get('type')}; Cygnet reads byte-level BPE alone"
+    if model.get("byte_fallback") or decoder.get("type") != "ByteLevel":
+        return (
+            "a BPE in SentencePiece's way (byte fallback, as in Llama 2, Mistral and Gemma); "
+            "Cygnet reads byte-level BPE alone (as in Qwen, Llama 3 and SmolLM)"
+        )
+    for token in values.get("added_tokens") or []:
+        spelt = token["content"]
+        if any(token.get(name) for name in ("lstrip", "rstrip", "single_word")):
+            return f"the control token {spelt!r} takes the spaces beside it away"
+        if len(spelt) < 2 or not spelt.strip():
+            return f"the added token {spelt!r} is ordinary text, which no mark can tell apart"
+    return None
 
 
 def _unicode(text: str) -> str:
