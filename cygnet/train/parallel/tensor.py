@@ -13,9 +13,10 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
+    PrepareModuleInput,
     RowwiseParallel,
     parallelize_module,
 )
@@ -41,7 +42,13 @@ class TensorParallel(Single):
         self.data_group, self.tensor_group = mesh["data"].get_group(), mesh["tensor"].get_group()
         self.data_rank, self.data_size = self.world.rank // each, self.world.size // each
         by_output, by_input = ColwiseParallel(), RowwiseParallel()
+        # Marked once for all matrices that read it: their gradients are then summed in one go.
+        of_attention, of_mlp = (Replicate(), None, None, None, None), (Replicate(),)
         cut = {
+            "self_attn": PrepareModuleInput(
+                input_layouts=of_attention, desired_input_layouts=of_attention
+            ),
+            "mlp": PrepareModuleInput(input_layouts=of_mlp, desired_input_layouts=of_mlp),
             "self_attn.q_proj": by_output, "self_attn.k_proj": by_output,
             "self_attn.v_proj": by_output, "self_attn.o_proj": by_input,
             "mlp.gate_proj": by_output, "mlp.up_proj": by_output, "mlp.down_proj": by_input,
