@@ -210,8 +210,8 @@ class TrainConfig:
     wandb_run_name: str | None = None
     """Name of the run; none takes the run folder's name."""
     parallel: Literal["auto", "ddp", "fsdp", "deepspeed", "tensor", "pipeline"] = "auto"
-    """How several processes share the work (docs/distributed.md). `auto` is ddp where the model
-    fits each process, fsdp else, and deepspeed where `deepspeed` is given."""
+    """How several processes share the work (docs/distributed.md). `auto` is the
+    first of ddp, fsdp, tensor and pipeline that fits, and deepspeed where `deepspeed` is given."""
     model_processes: int | None = None
     """Processes that hold one model together, with tensor and pipeline; none means all."""
     deepspeed: Path | None = None

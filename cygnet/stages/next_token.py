@@ -15,11 +15,11 @@ from cygnet.stages.samples import held_out_prompts
 from cygnet.text.loader import Batch, PackedLoader
 from cygnet.text.shards import ShardReader
 from cygnet.text.tokenizer import Tokenizer
+from cygnet.train.planner import HELDOUT_ROWS_AT_ONCE
 from cygnet.train.stage import Call
 
 HELDOUT_TOKENS = 32_768
 """Held-out tokens looked at during training; the evaluation after it reads all."""
-HELDOUT_ROWS_AT_ONCE = 16
 
 
 class NextTokenStage:

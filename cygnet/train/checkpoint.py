@@ -229,13 +229,14 @@ class Checkpoint:
 
     Attributes:
         state: what `save` was given as state, with `step`.
+        generator: state of torch's generator on the CPU of rank 0; no other draws while it trains.
         keys: `kind/parameter` of every tensor.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.state: dict[str, Any] = read_json(path / STATE)
-        torch.set_rng_state(torch.tensor(self.state.pop("generator"), dtype=torch.uint8))
+        self.generator = torch.tensor(self.state.pop("generator"), dtype=torch.uint8)
         self._files = ExitStack()
         self._parts: dict[str, list[tuple[int, int, Any, str]]] = {}
         for file in sorted(path.glob("rank_*.safetensors")):

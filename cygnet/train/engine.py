@@ -41,7 +41,7 @@ from cygnet.train.parallel.group import (
     on_rank_zero,
 )
 from cygnet.train.planner import estimate_seconds, plan
-from cygnet.train.run_folder import claim_run_folder, write_config
+from cygnet.train.run_folder import changes, claim_run_folder, write_config
 from cygnet.train.schedule import rate_scale
 from cygnet.train.stage import Stage
 from cygnet.train.trackers import Tracker, make_trackers
@@ -133,6 +133,7 @@ class Engine:
     def _resolve(self, config: TrainConfig, model: Transformer) -> TrainConfig:
         """Fill in what the settings leave to the machine and to the data."""
         threads = torch.get_num_threads()
+        config = self._with_recorded_optimizer(config)
         config, why = choose_parallel(
             config, model.config, self.hardware, self.world.size, weights_loaded=True
         )
@@ -164,6 +165,18 @@ class Engine:
             say(chosen.summary())
             resolved = dataclasses.replace(resolved, micro_batch=chosen.micro_batch)
         return dataclasses.replace(resolved, compile=self._choose_compile(resolved, model))
+
+    def _with_recorded_optimizer(self, config: TrainConfig) -> TrainConfig:
+        """Keep the optimizer that the run in this folder began with, whatever now spreads it."""
+        path = self.run / "config.yaml"
+        if config.optimizer != "auto" or config.resume == "never" or not path.exists():
+            return config
+        if changes(self.run, self.origin, self.requested):
+            return config  # not a run to go on with, which `_resume` says
+        began = read_yaml(path)["train"]["optimizer"]
+        if began != resolve_optimizer("auto", config.parallel):
+            say(f"{self.run}: goes on with --optimizer {began}, as it began")
+        return dataclasses.replace(config, optimizer=began)
 
     def _allowed_threads(self) -> int:
         # torch counts the machine's cores, also where a container may use fewer.
@@ -205,6 +218,7 @@ class Engine:
         self._take_recorded()
         with Checkpoint(checkpoint) as opened:
             state = opened.state
+            torch.set_rng_state(opened.generator)
             self.spread.load(opened.keys, opened.read, state["optimizer"])
         self.step, self.tokens = state["step"], state["tokens"]
         self.spread.load_loss_scale_state(state["scaler"])
@@ -257,8 +271,8 @@ class Engine:
             upcoming = loader.submit(self.stage.batch, self.step)
             window = _Window()
             while self.step < total:
-                note_step(self.step)
                 batch = upcoming.result()
+                note_step(self.step)
                 upcoming = loader.submit(self.stage.batch, self.step + 1)
                 metrics = self._update(batch, rate_scale(self.step, total, self.config))
                 self.step += 1

@@ -52,7 +52,7 @@ class Layout:
     @property
     def offloads(self) -> bool:
         """Whether the optimizer's state is in the machine's memory, not the device's."""
-        return "offload_optimizer" in self.zero
+        return self.zero.get("offload_optimizer", {}).get("device", "none") != "none"
 
     @property
     def name(self) -> str:
@@ -144,7 +144,8 @@ def read_deepspeed(path: Path | None) -> dict[str, Any]:
 
 def zero_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Return `zero_optimization` of DeepSpeed's settings, its stage filled in."""
-    given = settings.get("zero_optimization", {})
+    section = settings.get("zero_optimization", {})
+    given = {name: value for name, value in section.items() if value != "auto"}
     return {**given, "stage": given.get("stage", 0 if settings else DEFAULT_STAGE)}
 
 

@@ -81,6 +81,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(groups, {"momentum": 0.95, "betas": (0.9, 0.95), "eps": 1e-10})
         self.muon_dtype = muon_dtype
         self.orthogonalize_all = orthogonalize_all
+        self.counts_steps = True  # False where the caller keeps each group's `steps`
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -114,7 +115,7 @@ class MuonAdamW(torch.optim.Optimizer):
         if not parameters:
             return
         beta1, beta2 = group["betas"]
-        group["steps"] = steps = group.get("steps", 0) + 1
+        group["steps"] = steps = group.get("steps", 0) + self.counts_steps
         gradients = [local_part(p.grad) for p in parameters if p.grad is not None]
         weights = [local_part(p) for p in parameters]
         means = [self._buffer(p, "mean") for p in parameters]

@@ -37,7 +37,7 @@ COMPILER_BYTES = 700 << 20
 """torch.compile's worker processes and the C++ compiler, while they work."""
 BATCH_BYTES = 28
 """Bytes of a token of a batch: ids, labels and positions of 8, a document of 4."""
-HELDOUT_ROWS = 16
+HELDOUT_ROWS_AT_ONCE = 16
 """Rows of held-out text that go through the model at once, one layer after the other."""
 USEFUL_TOKENS = {"cpu": 16_384, "cuda": 65_536}
 """Tokens in a micro-batch beyond which nothing gets faster."""
@@ -295,6 +295,7 @@ def _parts(
     state, why_state = own.optimizer, own.notes["optimizer"]
     if layout.offloads and hardware.device.type != "cpu":
         state, why_state = 0, "in the machine's memory"
+    copied = _copied(own, layout) if hardware.device.type == "cpu" else 0
     start = 4 * model.num_parameters if own.weights < 4 * model.num_parameters else 0
     parts = {
         "weights": Part("weights", own.weights, own.notes["weights"]),
@@ -305,6 +306,7 @@ def _parts(
         "logits": Part("logits", logits, why_logits),
         "update": Part("update", own.update, "scratch of the optimizer; not beside logits"),
         "batches": Part("batches", batches, "this batch and the next"),
+        "checkpoint": Part("checkpoint", copied, "what it writes, copied while training goes on"),
         "runtime": Part(
             "runtime",
             RUNTIME_BYTES + compiler,
@@ -312,10 +314,16 @@ def _parts(
         ),
         "start": Part("start", start, "the whole model, before it is cut; beside weights alone"),
     }
-    if train.minutes is not None:
-        # A length in minutes becomes steps by a trial, before which the weights are put aside.
-        parts["copy"] = Part("copy of weights", own.weights, "while the first steps are timed")
     return parts
+
+
+def _copied(own: Held, layout: Layout) -> int:
+    """Return the bytes that a process copies to write its share of a checkpoint."""
+    if layout.way == "ddp" or (layout.way == "deepspeed" and layout.stage == 0):
+        return (own.weights + own.optimizer) // layout.processes
+    if layout.way == "deepspeed":
+        return own.optimizer * 3 // 2  # float32 weights beside AdamW's two buffers
+    return own.weights + own.optimizer
 
 
 def _logits(model: ModelConfig, c: int, micro_batch: int, seq_len: int) -> tuple[int, str]:
@@ -342,7 +350,7 @@ def _activations(
     per_token = saved_bytes_per_token(part, seq_len, c, hardware.device.type)
     per_token *= HOLES["compiled" if train.compile == "on" else "eager"]
     # Without gradients a layer's tensors go as the next ones come: half of them at a time.
-    heldout = HELDOUT_ROWS * seq_len * per_token / part.num_layers / 2
+    heldout = HELDOUT_ROWS_AT_ONCE * seq_len * per_token / part.num_layers / 2
     why = f"{micro_batch} x {seq_len} tokens, {per_token / 1024:.0f} KiB each"
     size, at_once = tokens * per_token, 1
     if layout.way == "pipeline":

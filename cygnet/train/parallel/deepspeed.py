@@ -7,6 +7,7 @@ which Muon needs whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,8 +57,10 @@ class DeepSpeed(Single):
         settings = deepspeed_settings(self.config, self.hardware.dtype, self.data_size)
         self.stage = settings["zero_optimization"]["stage"]
         optimizer = build_optimizer(self.model, self.config, self.muon_dtype)
+        optimizer.counts_steps = False
         for group in optimizer.param_groups:
-            group["lr"] = 0.0  # DeepSpeed may take a step to make the optimizer's state
+            # DeepSpeed may take a step to make the optimizer's state.
+            group["lr"], group["steps"] = 0.0, 1
         if self.stage == 3:
             # The output matrix is used outside of its own module.
             deepspeed.zero.register_external_parameter(self.caller, self.model.output_weight)
@@ -89,17 +92,26 @@ class DeepSpeed(Single):
     def update(self, scale: float, max_norm: float) -> float:
         """Make a step, and return the gradient's norm; DeepSpeed clips inside of it.
 
-        So a gradient that is not finite is seen only after the step: before a checkpoint is
-        written, but not before the weights are touched.
+        From stage 1 on DeepSpeed itself leaves out a step whose gradient is not finite.
         """
         self._set_rates(scale)
         if self.stage == 0:
             # DeepSpeed clips here too, but keeps the norm to itself.
             norm = float(self._clip(max_norm))
-            self.engine.step()
+            if math.isfinite(norm):
+                self._step()
             return norm
-        self.engine.step()
+        self._step()
         return float(self.engine.get_global_grad_norm())
+
+    def _step(self) -> None:
+        # Stage 3 makes its step in several parts, all of which are the same step of AdamW.
+        for group in self.optimizer.param_groups:
+            group["steps"] += 1
+        self.engine.step()
+        if not self.engine.was_step_applied():
+            for group in self.optimizer.param_groups:
+                group["steps"] -= 1
 
     def pieces(self) -> Iterator[Piece]:
         """Yield this process's share of the parameters, each gathered whole by all of them."""

@@ -150,6 +150,8 @@ class Single:
         cut = _square_sum([gradient for p, gradient in counted if self._is_cut(p)])
         whole = _square_sum([gradient for p, gradient in counted if not self._is_cut(p)])
         norm = (self._sum_of_parts(cut) + whole).sqrt()
+        if not torch.isfinite(norm):
+            return norm  # scaling would hide which gradient it was
         scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
         torch._foreach_mul_([gradient for _, gradient in found], scale)
         return norm

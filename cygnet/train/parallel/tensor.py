@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -23,7 +23,7 @@ from torch.distributed.tensor.parallel import (
 
 from cygnet.text.loader import Batch
 from cygnet.train.optim import build_optimizer
-from cygnet.train.parallel.cutting import sum_gradients, summed
+from cygnet.train.parallel.cutting import groups, sum_gradients, summed
 from cygnet.train.parallel.muon import exchanged
 from cygnet.train.parallel.single import Single
 from cygnet.train.stage import Stage
@@ -34,12 +34,10 @@ class TensorParallel(Single):
 
     def _spread(self) -> None:
         each = self.config.model_processes or self.world.size
-        mesh = init_device_mesh(
-            self.hardware.device.type,
-            (self.world.size // each, each),
-            mesh_dim_names=("data", "tensor"),
+        self.tensor_group, self.data_group, lines = groups(each, self.config.timeout_s)
+        mesh = DeviceMesh.from_group(
+            self.tensor_group, self.hardware.device.type, lines[self.world.rank // each]
         )
-        self.data_group, self.tensor_group = mesh["data"].get_group(), mesh["tensor"].get_group()
         self.data_rank, self.data_size = self.world.rank // each, self.world.size // each
         by_output, by_input = ColwiseParallel(), RowwiseParallel()
         # Marked once for all matrices that read it: their gradients are then summed in one go.
@@ -54,7 +52,7 @@ class TensorParallel(Single):
             "mlp.gate_proj": by_output, "mlp.up_proj": by_output, "mlp.down_proj": by_input,
         }  # fmt: skip
         for block in self.model.model.layers:
-            parallelize_module(block, mesh["tensor"], cut)
+            parallelize_module(block, mesh, cut)
 
     def _make_optimizer(self) -> Any:
         run = exchanged(self.tensor_group)

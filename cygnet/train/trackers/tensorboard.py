@@ -22,8 +22,8 @@ class TensorBoardTracker(ForeignTracker):
     def __init__(self, folder: Path, resolved: dict[str, Any], step: int = 0) -> None:
         self._folder, self._config = folder, resolved
         self._step = step
-        # Events of steps that a resumed run makes again are hidden.
-        self._purge_step = step + 1 if step else None
+        # Events of steps that a resumed run makes again are hidden, all where it starts anew.
+        self._purge_step = step + 1 if step else 0
         super().__init__()
 
     def _open(self) -> None:

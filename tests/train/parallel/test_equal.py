@@ -50,6 +50,8 @@ WAYS = {
     "zero2": zero(2),
     "zero3": zero(3),
     "zero2-offload": zero("2-offload"),
+    "zero3-in-parts": {**zero(3), "deepspeed": "tests/train/parallel/zero3-in-parts.json"},
+    "pipeline-1x2": {"parallel": "pipeline", "model_processes": 1},
     "zero0-clipped": {**zero(0), "grad_clip": 0.05},
     "zero2-clipped": {**zero(2), "grad_clip": 0.05},
     "zero3-clipped": {**zero(3), "grad_clip": 0.05},

@@ -104,9 +104,12 @@ def test_sigterm_to_all_writes_a_checkpoint_and_asks_to_be_tried_again(
     assert newest_step(tmp_path / "run") > 0
 
 
-@pytest.mark.parametrize("hung", [0, 1])
-def test_a_hung_process_is_named(hung: int, labelled: ShardReader, tmp_path: Path) -> None:
-    processes = start(request(labelled, tmp_path / "run", **LONG, timeout_s=12.0))
+@pytest.mark.parametrize(("hung", "way"), [(0, "ddp"), (1, "ddp"), (1, "pipeline")])
+def test_a_hung_process_is_named(
+    hung: int, way: str, labelled: ShardReader, tmp_path: Path
+) -> None:
+    settings = {**LONG, "parallel": way, "timeout_s": 12.0}
+    processes = start(request(labelled, tmp_path / "run", **settings))
     wait_for_steps(tmp_path / "run", processes)
     processes[hung].send_signal(signal.SIGSTOP)
     said = processes[1 - hung].communicate()[1]
