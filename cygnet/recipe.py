@@ -46,6 +46,8 @@ from cygnet.train.planner import describe_plan, plan, smallest_plan
 from cygnet.train.run_folder import data_of, differences, keep_aside, stage_folders
 
 STAGES = ("pretrain", "sft", "dpo")
+MOST_PROCESSES = 1_000_000
+"""That `cygnet plan` reckons with."""
 INPUTS, EVAL_INPUTS, EVAL_RESULT = "inputs.json", "eval_inputs.json", "eval.json"
 From = Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN_OR_MODEL")]
 Train = Annotated[TrainConfig, tyro.conf.arg(name="")]
@@ -452,8 +454,9 @@ def plan_command(config: PlanCommand) -> None:
     train, processes = config.pretrain, config.processes
     machine = find_hardware(train)
     for name in ("processes", "processes_per_machine"):
-        if (getattr(config, name) or 1) < 1:
-            raise UserError(f"--{name} {getattr(config, name)}: it must be above zero")
+        value = getattr(config, name)
+        if value is not None and not 1 <= value <= MOST_PROCESSES:
+            raise UserError(f"--{name} {value}: it must be from 1 to {MOST_PROCESSES:,}")
     if processes == 1:
         if train.parallel != "auto" or train.deepspeed:
             raise UserError("a way to spread is asked for: say over how many, with --processes N")
@@ -502,4 +505,6 @@ def _required(start: Path | None, verb: str) -> Path:
 
 
 def _finish(out: Path, model: Path, following: str) -> None:
-    say(f"\nDone. The model is in {model}.\nNext: {following}    or    cygnet chat {out}")
+    chat = f"cygnet chat {out}"
+    after = following if following == chat else f"{following}    or    {chat}"
+    say(f"\nDone. The model is in {model}.\nNext: {after}")

@@ -56,6 +56,8 @@ def board_command(config: BoardCommand) -> None:
     Raises:
         UserError: Trackio is missing, a folder is, or the port is taken.
     """
+    if not 0 <= config.port <= 65_535:
+        raise UserError(f"--port {config.port}: it must be from 0 to 65535")
     for path in config.runs:
         if path.exists() and not path.is_dir():
             raise UserError(f"{path}: not a folder; give a run folder or a folder of runs")

@@ -115,15 +115,15 @@ def load_runs(folders: Sequence[Path]) -> list[TrainingRun]:
     """Read each run once; one that cannot be read is said and left out.
 
     Raises:
-        UserError: no folders are given, one holds no run, or none of the runs can be read.
+        UserError: no folders are given, or none of them holds a run that can be read.
     """
     if not folders:
         raise UserError("give the run folders to compare: cygnet compare runs/first runs/second")
+    loaded, problems = [], []
     for folder in folders:
         if not find_runs(folder):
             problem = f"no {LOG} in it or below" if folder.is_dir() else "there is no such folder"
-            raise UserError(f"{folder}: {problem}; give a folder that training wrote to")
-    loaded, problems = [], []
+            problems.append(f"{folder}: {problem}; give a folder that training wrote to")
     for run, name in named_runs(folders).items():
         try:
             loaded.append(_load(run, name))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from cygnet.train.checkpoint import Checkpoint, newest_checkpoint
 from cygnet.train.engine import Engine
 from cygnet.train.hardware import choose_device
 from cygnet.train.parallel.group import connect, first, is_restart, on_rank_zero, world
-from cygnet.train.run_folder import changes, is_finished, keep_aside
+from cygnet.train.run_folder import changes, hold, is_finished, keep_aside
 from cygnet.train.stage import Stage
 
 
@@ -44,12 +46,40 @@ def train_and_save(
         run: the run folder.
         inputs: hashes and settings of all else that decides the result.
         renew: keep a run with other settings aside and start anew, rather than refuse.
+
+    Raises:
+        UserError: another run is writing into the folder, or what `Engine.train` raises.
     """
     origin = {"stage": name, "model": plain(model.config), "inputs": inputs}
     connect(config.timeout_s)
     choose_device(config.device)  # before anything is moved
     if config.resume == "never" and is_restart():
         config = dataclasses.replace(config, resume="auto")  # the job itself has begun this run
+    with _only_writer(run):
+        return _train_and_save(name, model, tokenizer, make_stage, config, run, origin, renew)
+
+
+@contextmanager
+def _only_writer(run: Path) -> Iterator[None]:
+    held: list[int] = []
+    on_rank_zero(lambda: held.append(hold(run)))
+    try:
+        yield
+    finally:
+        for handle in held:
+            os.close(handle)
+
+
+def _train_and_save(
+    name: str,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    make_stage: Callable[[], Stage],
+    config: TrainConfig,
+    run: Path,
+    origin: dict[str, Any],
+    renew: bool,
+) -> Path:
     # Rank 0 looks for all: what it does next would change what the others find.
     if on_rank_zero(lambda: config.resume != "never" and is_finished(run, origin, config)):
         say(f"{name}: up to date, nothing to do ({run})")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -79,6 +81,31 @@ def is_finished(run: Path, origin: dict[str, Any], requested: TrainConfig) -> bo
     if not (run / "model" / "model.safetensors").exists():
         return False
     return not changes(run, origin, requested)
+
+
+def hold(run: Path) -> int:
+    """Keep other runs out of a folder until the handle that is returned is closed.
+
+    The end of this process, however it comes, closes it too.
+
+    Raises:
+        UserError: another run is writing there, or the folder cannot be made.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        handle = os.open(run, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{run}: cannot be written to ({error.strerror})") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(
+            f"{run}: another run is writing there; wait for its end or give another --out"
+        ) from None
+    except OSError:
+        pass  # a file system that has no locks
+    return handle
 
 
 def keep_aside(run: Path) -> None:

@@ -271,3 +271,16 @@ def test_training_lowers_the_heldout_loss_in_every_dtype(
         train(tmp_path / dtype, shards, tiny, config)
         losses = [m["heldout_loss"] for m in logged(tmp_path / dtype) if "heldout_loss" in m]
         assert losses[-1] < 0.8 * losses[0], dtype
+
+
+def test_a_gradient_that_is_no_number_names_its_parameter(
+    tmp_path: Path, shards: ShardReader, tiny: ModelConfig
+) -> None:
+    model = Transformer(tiny)
+    model.initialize(torch.Generator().manual_seed(0))
+    model.model.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = weights(model)
+    stage = NextTokenStage("pretrain", shards, shards, CONFIG)
+    with pytest.raises(DivergedError, match=r"the gradient is not finite \(model.norm.weight\)"):
+        Engine(model, stage, CONFIG, tmp_path / "run", {}).train()
+    assert equal(before, weights(model))

@@ -19,7 +19,7 @@ from cygnet.errors import UserError
 from cygnet.text.loader import Batch
 from cygnet.train.checkpoint import Piece, Read
 from cygnet.train.layout import read_deepspeed, zero_settings
-from cygnet.train.optim import build_optimizer
+from cygnet.train.optim import MuonAdamW, build_optimizer
 from cygnet.train.parallel.cutting import summed
 from cygnet.train.parallel.group import be_a_group
 from cygnet.train.parallel.single import Single
@@ -65,9 +65,7 @@ class DeepSpeed(Single):
             # The output matrix is used outside of its own module.
             deepspeed.zero.register_external_parameter(self.caller, self.model.output_weight)
         frequencies = self.model.inverse_frequencies.clone()
-        self.engine, wrapped, _, _ = deepspeed.initialize(
-            model=self.caller, optimizer=optimizer, config=settings, dist_init_required=False
-        )
+        self.engine, wrapped = self._initialize(optimizer, settings)
         self.caller = self.engine
         # DeepSpeed casts buffers with the weights, and rotations need float32.
         self.model.inverse_frequencies = nn.Buffer(frequencies, persistent=False)
@@ -76,6 +74,22 @@ class DeepSpeed(Single):
         for group in wrapped.param_groups:
             group["steps"] = 0
         return wrapped
+
+    def _initialize(self, optimizer: MuonAdamW, settings: dict[str, Any]) -> tuple[Any, Any]:
+        """Return DeepSpeed's engine and its optimizer around ours."""
+        import deepspeed
+        from pydantic import ValidationError  # DeepSpeed's own dependency
+
+        try:
+            engine, wrapped, _, _ = deepspeed.initialize(
+                model=self.caller, optimizer=optimizer, config=settings, dist_init_required=False
+            )
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+            raise UserError(
+                f"{self.config.deepspeed}: DeepSpeed refuses {'; '.join(wrong)}"
+            ) from error
+        return engine, wrapped
 
     def _forward_backward(
         self, stage: Stage, part: Batch, weight: int, is_last: bool

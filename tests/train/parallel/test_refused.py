@@ -14,6 +14,7 @@ from cygnet.model.transformer import Transformer
 from cygnet.stages.next_token import NextTokenStage
 from cygnet.text.shards import ShardReader
 from cygnet.train import engine, hardware
+from cygnet.train.layout import Layout, zero_settings
 from cygnet.train.parallel.deepspeed import deepspeed_settings
 from cygnet.train.parallel.group import is_restart, world
 from tests.train.parallel.conftest import CONFIG, SIZES
@@ -97,7 +98,13 @@ def test_a_deepspeed_file_that_contradicts_a_flag_is_refused_by_both_names(
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [(None, "cannot be read"), ("{", "not JSON"), ("[]", "not a JSON object")]
+    ("text", "words"),
+    [
+        (None, "cannot be read"),
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
+        ('{"zero_optimization": {"stage": 7}}', "zero_optimization.stage is 7"),
+    ],
 )
 def test_a_deepspeed_file_that_is_none_is_named(
     text: str | None, words: str, tmp_path: Path
@@ -108,6 +115,13 @@ def test_a_deepspeed_file_that_is_none_is_named(
     config = load_settings(TrainConfig, {**CONFIG, "deepspeed": path}, "test")
     with pytest.raises(UserError, match=f"mine.json: {words}"):
         deepspeed_settings(config, torch.float32, 2)
+
+
+def test_what_a_file_leaves_to_deepspeed_is_as_if_it_were_not_there() -> None:
+    given = {"stage": 3, "reduce_bucket_size": "auto", "offload_optimizer": {"device": "none"}}
+    left = zero_settings({"zero_optimization": given})
+    assert "reduce_bucket_size" not in left
+    assert not Layout(way="deepspeed", processes=2, zero=left).offloads
 
 
 def test_stage_zero_in_fp16_is_refused(tmp_path: Path) -> None:
