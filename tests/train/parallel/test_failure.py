@@ -63,7 +63,8 @@ def test_killed_workers_restart_and_end_with_the_same_bits(
     words = {**request(labelled, killed, **settings), "kills": draw_kills(number, seed=number)}
     done = subprocess.run(
         torchrun(
-            "--standalone", "--nproc_per_node=2", f"--max-restarts={number}", RUNNER,
+            # More than are planned: torch's own threads now and then abort a process that is done.
+            "--standalone", "--nproc_per_node=2", f"--max-restarts={number + 3}", RUNNER,
             json.dumps(words),
         ),
         env=environment(), capture_output=True, text=True, check=False,
