@@ -56,7 +56,17 @@ def train_and_save(
     if config.resume == "never" and is_restart():
         config = dataclasses.replace(config, resume="auto")  # the job itself has begun this run
     with _only_writer(run):
-        return _train_and_save(name, model, tokenizer, make_stage, config, run, origin, renew)
+        # Rank 0 looks for all: what it does next would change what the others find.
+        if on_rank_zero(lambda: config.resume != "never" and is_finished(run, origin, config)):
+            say(f"{name}: up to date, nothing to do ({run})")
+            return run / "model"
+        if renew:
+            on_rank_zero(lambda: _keep_if_changed(name, run, origin, config))
+        with first(f"the data of {name}", config.timeout_s):
+            stage = make_stage()
+        Engine(model, stage, config, run, origin).train()
+        on_rank_zero(lambda: _save(model, tokenizer, run))
+        return run / "model"
 
 
 @contextmanager
@@ -68,29 +78,6 @@ def _only_writer(run: Path) -> Iterator[None]:
     finally:
         for handle in held:
             os.close(handle)
-
-
-def _train_and_save(
-    name: str,
-    model: Transformer,
-    tokenizer: Tokenizer,
-    make_stage: Callable[[], Stage],
-    config: TrainConfig,
-    run: Path,
-    origin: dict[str, Any],
-    renew: bool,
-) -> Path:
-    # Rank 0 looks for all: what it does next would change what the others find.
-    if on_rank_zero(lambda: config.resume != "never" and is_finished(run, origin, config)):
-        say(f"{name}: up to date, nothing to do ({run})")
-        return run / "model"
-    if renew:
-        on_rank_zero(lambda: _keep_if_changed(name, run, origin, config))
-    with first(f"the data of {name}", config.timeout_s):
-        stage = make_stage()
-    Engine(model, stage, config, run, origin).train()
-    on_rank_zero(lambda: _save(model, tokenizer, run))
-    return run / "model"
 
 
 def _keep_if_changed(name: str, run: Path, origin: dict[str, Any], config: TrainConfig) -> None:
