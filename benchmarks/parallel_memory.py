@@ -20,10 +20,12 @@ from typing import Any
 import torch
 from parallel_speed import SEQ_LEN, launch, make_engine, make_shards, settings_of
 
+from cygnet.text.loader import Batch
 from cygnet.train.engine import Engine
 from cygnet.train.layout import layout_of
 from cygnet.train.optim import local_part
 from cygnet.train.parallel.group import disconnect
+from cygnet.train.parallel.single import Single
 from cygnet.train.planner import RUNTIME_BYTES, plan, size_of
 
 WAYS = ("one", "ddp", "fsdp", "zero0", "zero1", "zero2", "zero3", "tensor", "pipeline")
@@ -92,7 +94,7 @@ def resident(name: str) -> int:
 class Watched(Engine):
     """An engine that counts what it holds."""
 
-    def _update(self, batch, scale):  # type: ignore[no-untyped-def]
+    def _update(self, batch: Batch, scale: float) -> dict[str, float]:
         spread = self.spread
         if not hasattr(self, "held"):
             self.held = dict.fromkeys(HELD, 0)
@@ -102,10 +104,10 @@ class Watched(Engine):
         self._note(weights=weights(self), optimizer=optimizer(self))
         return metrics
 
-    def _watch(self, spread, name):  # type: ignore[no-untyped-def]
+    def _watch(self, spread: Single, name: str) -> None:
         original = getattr(spread, name)
 
-        def run(*arguments, **named):  # type: ignore[no-untyped-def]
+        def run(*arguments: Any, **named: Any) -> Any:
             result = original(*arguments, **named)
             self._note(gradients=gradients(self))
             return result

@@ -21,6 +21,7 @@ import torch
 from parallel_speed import ROOT, SEQ_LEN, launch, make_engine, make_shards, settings_of
 
 from cygnet.config import ModelConfig, load_settings, read_yaml
+from cygnet.text.loader import Batch
 from cygnet.train.engine import Engine
 from cygnet.train.layout import Layout, weights_at
 from cygnet.train.parallel.group import disconnect, gather
@@ -40,7 +41,7 @@ class Counted(Engine):
         self.readings: list[int] = []
         super().train()
 
-    def _update(self, batch, scale):  # type: ignore[no-untyped-def]
+    def _update(self, batch: Batch, scale: float) -> dict[str, float]:
         if self.step == WARM_UP:
             self._read()
         metrics = super()._update(batch, scale)
