@@ -40,8 +40,8 @@ from cygnet.text.tokenizer import Tokenizer, make_tokenizer
 from cygnet.train.comparison import describe_processes
 from cygnet.train.hardware import find_hardware
 from cygnet.train.layout import layout_of
-from cygnet.train.parallel.choose import choose_parallel
-from cygnet.train.parallel.group import connect, first, on_rank_zero
+from cygnet.train.parallel.choose import check_parallel, choose_parallel
+from cygnet.train.parallel.group import connect, first, on_rank_zero, world
 from cygnet.train.planner import describe_plan, plan, smallest_plan
 from cygnet.train.run_folder import data_of, differences, keep_aside, stage_folders
 
@@ -78,6 +78,9 @@ class RunCommand:
 def run_command(config: RunCommand) -> None:
     """Take every step that is not up to date, evaluate each stage, write the report."""
     run, wait_s = config.out, config.pretrain.timeout_s
+    for stage in STAGES:
+        with _flags_of(stage):
+            check_parallel(getattr(config, stage), config.model, world().size)  # before the data
     with first("data and tokenizer", wait_s):
         data = prepare(dataclasses.replace(config.corpus, paths=config.data), run / "data")
         write_atomic(run / "config.yaml", as_yaml(config))
@@ -332,6 +335,8 @@ class PretrainCommand:
 def pretrain_command(config: PretrainCommand) -> None:
     """Prepare what is missing, and pretrain."""
     out = config.out
+    if config.from_ is None:
+        check_parallel(config.pretrain, config.model, world().size)  # before the data
     with first("data and tokenizer", config.pretrain.timeout_s):
         data = _data_folder(config.data, out / "data")
         tokenizer = config.tokenizer

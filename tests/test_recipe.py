@@ -170,6 +170,19 @@ def test_errors_name_the_flags_of_a_whole_run(tmp_path: Path) -> None:
         raise UserError("give another --out")
 
 
+@pytest.mark.parametrize("verb", ["pretrain", "run"])
+def test_how_processes_share_is_checked_before_the_data(
+    verb: str, own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, out = tmp_path / "mine.json", tmp_path / "out"
+    mine.write_text('{"zero_optimization": {"stage": 7}}')
+    flag = "--deepspeed" if verb == "pretrain" else "--dpo.deepspeed"
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--data", str(own_text), "--out", str(out), flag, str(mine)])
+    assert "mine.json: zero_optimization.stage is 7" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_tokenizer_keeps_its_text_inside_and_is_made_once(
     own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,7 +139,10 @@ def read_deepspeed(path: Path | None) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON ({error})") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path}: not a JSON object")
-    stage = settings.get("zero_optimization", {}).get("stage", "auto")
+    section = settings.get("zero_optimization", {})
+    if not isinstance(section, dict):
+        raise UserError(f"{path}: zero_optimization is {section!r}; it must be an object")
+    stage = section.get("stage", "auto")
     if stage not in ("auto", 0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage is {stage}; ZeRO has 0, 1, 2 and 3")
     return settings

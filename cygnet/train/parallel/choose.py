@@ -12,7 +12,7 @@ from cygnet.errors import UserError
 from cygnet.model.transformer import Transformer
 from cygnet.train.comparison import choose
 from cygnet.train.hardware import Hardware
-from cygnet.train.layout import CUTTING_MODELS, layout_of
+from cygnet.train.layout import CUTTING_MODELS, layout_of, read_deepspeed
 from cygnet.train.parallel.group import world
 from cygnet.train.parallel.single import Single
 
@@ -41,6 +41,7 @@ def check_parallel(config: TrainConfig, model: ModelConfig, processes: int) -> N
             "--parallel deepspeed and --optimizer muon: ZeRO cuts across the matrices that Muon "
             "needs whole; give --optimizer adamw, or --parallel fsdp, which cuts as much"
         )
+    read_deepspeed(config.deepspeed)
     if config.parallel != "auto":
         problem = layout_of(config, processes).problem(model)
         if problem:

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from cygnet.files import sha256_file
 from tests.train.parallel.conftest import environment, free_port
-from tests.train.parallel.test_equal import losses
+from tests.train.parallel.test_equal import losses, weights
 
 WORDS = "the old swan sleeps near a cold lake while grey rain falls on reeds and stones".split()
 TRAINING = (
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Texts and conversations; runs are made beside them."""
+    """Texts, conversations and pairs; runs are made beside them."""
     folder = tmp_path_factory.mktemp("typed")
     chooser = random.Random(4)
     (folder / "notes").mkdir()
@@ -44,6 +45,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for _ in range(60)
     ]
     (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, turns)))
+    pairs = [
+        {
+            "prompt": turn["messages"][:1],
+            "chosen": turn["messages"][1]["content"],
+            "rejected": " ".join(chooser.choices(WORDS, k=chooser.randint(2, 12))),
+        }
+        for turn in turns
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     return folder
 
 
@@ -103,6 +113,20 @@ def test_torchrun_train_full_sft(folder: Path, alone: Path) -> None:
     check_run(out, 2, is_tracked=True)
     settings = yaml.safe_load((out / "config.yaml").read_text())["train"]
     assert (settings["wandb_project"], settings["wandb_run_name"]) == ("my-project", "try-1")
+
+
+def test_torchrun_train_dpo(folder: Path, alone: Path) -> None:
+    """Two processes, each with slices of the weights, go the way of one."""
+    line = f"train_dpo.py --from {alone} --data {folder}/pairs.jsonl {TRAINING} --dtype fp32"
+    typed(f"python {line} --out {folder}/preferred-1")
+    typed(f"torchrun --nproc_per_node 2 {line} --out {folder}/preferred-2 --parallel fsdp")
+    check_run(folder / "preferred-2", 2, is_tracked=False)
+    one, two = folder / "preferred-1", folder / "preferred-2"
+    assert losses(two) == pytest.approx(losses(one), rel=2e-5)
+    assert losses(two, "grad_norm") == pytest.approx(losses(one, "grad_norm"), rel=2e-4)
+    found = weights(two)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-4, msg=name)
 
 
 def test_deepspeed_train_pretrain(folder: Path, alone: Path) -> None:

@@ -104,6 +104,7 @@ def test_a_deepspeed_file_that_contradicts_a_flag_is_refused_by_both_names(
         ("{", "not JSON"),
         ("[]", "not a JSON object"),
         ('{"zero_optimization": {"stage": 7}}', "zero_optimization.stage is 7"),
+        ('{"zero_optimization": "auto"}', "zero_optimization is 'auto'"),
     ],
 )
 def test_a_deepspeed_file_that_is_none_is_named(
