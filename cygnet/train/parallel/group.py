@@ -6,6 +6,7 @@ A run of one process needs none of them and connects to nothing.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import secrets
@@ -300,6 +301,7 @@ def _read_all(store: Any, what: str) -> list[int | None]:
 
 def _show_life(store: Any, rank: int) -> None:
     """Count up at the store for as long as this process runs."""
+    is_over = threading.Event()
 
     def beat() -> None:
         for count in itertools.count():
@@ -307,9 +309,18 @@ def _show_life(store: Any, rank: int) -> None:
                 store.set(f"cygnet/heart/{rank}", str(count))
             except RuntimeError:
                 return  # the store is gone, and so is the run
-            time.sleep(HEARTBEAT_S)
+            if is_over.wait(HEARTBEAT_S):
+                return
 
-    threading.Thread(target=beat, daemon=True).start()
+    def end() -> None:
+        # A thread that comes back from the store's code into a closed interpreter aborts the
+        # process; one that a stopped rank 0 holds there is not waited for long.
+        is_over.set()
+        beating.join(STORE_ANSWERS_S)
+
+    beating = threading.Thread(target=beat, daemon=True)
+    beating.start()
+    atexit.register(end)
 
 
 def _default_store() -> Any:
