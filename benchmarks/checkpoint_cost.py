@@ -14,28 +14,24 @@ import time
 from pathlib import Path
 from statistics import mean, stdev
 
-import numpy as np
-import torch
+from parallel_speed import make_engine, make_shards
 
-from cygnet.config import ModelConfig, TrainConfig, load_settings, read_yaml
-from cygnet.model.transformer import Transformer
-from cygnet.stages.next_token import NextTokenStage
-from cygnet.text.shards import ShardReader, write_shards
+from cygnet.text.loader import Batch
 from cygnet.train.engine import Engine
 
-ROOT = Path(__file__).parent.parent
-SEQ_LEN, EVERY, BLOCK_STEPS, WARM_UP = 512, 50, 4, 2
+EVERY, BLOCK_STEPS, WARM_UP = 50, 4, 2
 
 
 class Watched(Engine):
     """An engine that checkpoints every other block, and notes stalls and times of blocks."""
 
     def train(self) -> None:
+        """Train, with lists of stalls and of the ends of steps."""
         self.stalls_s: list[float] = []
         self.ends_s: list[float] = []
         super().train()
 
-    def _update(self, batch, scale):  # type: ignore[no-untyped-def]
+    def _update(self, batch: Batch, scale: float) -> dict[str, float]:
         self.ends_s.append(time.perf_counter())
         done = len(self.ends_s) - 1 - WARM_UP
         if done >= 0 and done % (2 * BLOCK_STEPS) == 0:
@@ -54,23 +50,16 @@ def main() -> None:
     parser.add_argument("--batch_tokens", type=int, default=4096)
     parser.add_argument("--blocks", type=int, default=6)
     options = parser.parse_args()
-    values = read_yaml(ROOT / "configs" / f"{options.preset}.yaml")
-    sizes = load_settings(ModelConfig, values["model"], options.preset)
     with tempfile.TemporaryDirectory() as temporary:
-        chooser = np.random.default_rng(0)
-        documents = [(chooser.integers(0, 6400, 600).tolist(), [True] * 600) for _ in range(600)]
-        shards = Path(temporary) / "shards"
-        write_shards(shards, documents, "none", 6400, {})
-        config = TrainConfig(
-            steps=WARM_UP + 2 * BLOCK_STEPS * options.blocks + 1, max_seq_len=SEQ_LEN,
-            batch_tokens=options.batch_tokens, log_every=1000, eval_every=10_000,
-            checkpoint_every=10_000, compile="on",
-        )  # fmt: skip
-        model = Transformer(sizes)
-        model.initialize(torch.Generator().manual_seed(0))
-        stage = NextTokenStage("pretrain", ShardReader(shards, "none"), None, config)
-        run = Path(temporary) / "run"
-        engine = Watched(model, stage, config, run, {"stage": "pretrain"})
+        shards, run = Path(temporary) / "shards", Path(temporary) / "run"
+        make_shards(shards)
+        config = {
+            "steps": WARM_UP + 2 * BLOCK_STEPS * options.blocks + 1, "threads": None,
+            "batch_tokens": options.batch_tokens, "eval_every": 10_000, "log_every": 1000,
+            "checkpoint_every": 10_000, "compile": "on",
+        }  # fmt: skip
+        words = {"preset": options.preset, "shards": shards, "run": run, "config": config}
+        engine = make_engine(words, Watched)
         engine.train()
         newest = max((run / "checkpoints").glob("step_*"))
         size = sum(path.stat().st_size for path in newest.iterdir())

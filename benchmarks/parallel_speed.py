@@ -30,31 +30,56 @@ ROOT = Path(__file__).parent.parent
 STEPS, SEQ_LEN, ROWS = 4, 512, 64
 
 
-def train(words: dict) -> None:
-    """Train for a few steps; what a process that was started here does."""
-    values = read_yaml(ROOT / "configs" / f"{words['preset']}.yaml")
-    sizes = load_settings(ModelConfig, values["model"], words["preset"])
-    config = TrainConfig(
-        steps=STEPS, batch_tokens=ROWS * SEQ_LEN, max_seq_len=SEQ_LEN, micro_batch=8, threads=1,
-        log_every=1, eval_every=1000, checkpoint_every=1000, compile="on",
-        **{name: Path(v) if name == "deepspeed" else v for name, v in words["config"].items()},
-    )  # fmt: skip
-    model = Transformer(sizes)
+def make_engine(words: dict, kind: type[Engine] = Engine) -> Engine:
+    """Return what trains; `words` hold the preset or sizes, shards, run folder and settings."""
+    sizes = words.get("sizes")
+    if sizes is None:
+        sizes = read_yaml(ROOT / "configs" / f"{words['preset']}.yaml")["model"]
+    given = {
+        "max_seq_len": SEQ_LEN, "threads": 1, "log_every": 1, "eval_every": 1000,
+        "checkpoint_every": 1000,
+    }  # fmt: skip
+    config = load_settings(TrainConfig, {**given, **words["config"]}, "settings")
+    model = Transformer(load_settings(ModelConfig, sizes, "sizes"))
     model.initialize(torch.Generator().manual_seed(0))
-    stage = NextTokenStage("pretrain", ShardReader(words["shards"], "none"), None, config)
-    Engine(model, stage, config, Path(words["run"]), {"stage": "pretrain"}).train()
+    stage = NextTokenStage(
+        "pretrain", ShardReader(Path(words["shards"]), words.get("tokenizer", "none")), None, config
+    )
+    return kind(model, stage, config, Path(words["run"]), {"stage": "pretrain"})
+
+
+def make_shards(folder: Path, vocab_size: int = 6400) -> None:
+    """Write random documents of 600 tokens."""
+    chooser = np.random.default_rng(0)
+    documents = [(chooser.integers(0, vocab_size, 600).tolist(), [True] * 600) for _ in range(600)]
+    write_shards(folder, documents, "none", vocab_size, {})
+
+
+def settings_of(way: str) -> dict:
+    """Return the settings of a way of spreading; `zero2` is a file of configs/deepspeed/."""
+    if not way.startswith("zero"):
+        return {"parallel": way}
+    file = ROOT / "configs" / "deepspeed" / f"{way}.json"
+    return {"deepspeed": str(file), "optimizer": "adamw"}
+
+
+def launch(file: str, words: dict, processes: int, before: tuple[str, ...] = ()) -> None:
+    """Run `file --words ...` in so many processes, behind the command `before`."""
+    launcher = [*before, sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*launcher, file, "--words", json.dumps(words)],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.stderr)
 
 
 def speed(words: dict, processes: int) -> float:
     """Return the median tokens a second of all but the first two steps."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run(
-        [*launcher, __file__, "--words", json.dumps(words)],
-        env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    launch(__file__, words, processes)
     lines = (Path(words["run"]) / "metrics.jsonl").read_text().splitlines()
     speeds = [m["tokens_per_second"] for m in map(json.loads, lines) if "tokens_per_second" in m]
     return median(speeds[2:])
@@ -68,27 +93,23 @@ def main() -> None:
     parser.add_argument("--words", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.words:
-        train(json.loads(options.words))
+        make_engine(json.loads(options.words)).train()
         return
     print("| way | one process, tokens/s | two processes, tokens/s | ratio |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
-        chooser = np.random.default_rng(0)
-        documents = [(chooser.integers(0, 6400, 600).tolist(), [True] * 600) for _ in range(600)]
         shards = Path(temporary) / "shards"
-        write_shards(shards, documents, "none", 6400, {})
+        make_shards(shards)
+        steps = {"steps": STEPS, "batch_tokens": ROWS * SEQ_LEN, "micro_batch": 8, "compile": "on"}
         for way in options.ways:
-            config = {"parallel": way}
-            if way.startswith("zero"):
-                config = {"deepspeed": str(ROOT / "configs" / "deepspeed" / f"{way}.json")}
-                config["optimizer"] = "adamw"
+            config = settings_of(way)
             found: dict[int, list[float]] = {1: [], 2: []}
             for number in range(options.rounds):
                 for processes in found:
                     run = f"{temporary}/{way}-{processes}-{number}"
                     words = {
                         "shards": str(shards), "preset": options.preset, "run": run,
-                        "config": {k: v for k, v in config.items()
-                                   if processes > 1 or k == "optimizer"},
+                        "config": steps | {k: v for k, v in config.items()
+                                           if processes > 1 or k == "optimizer"},
                     }  # fmt: skip
                     found[processes].append(speed(words, processes))
             one, two = median(found[1]), median(found[2])

@@ -9,6 +9,8 @@ import importlib
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,9 @@ from cygnet import __version__
 
 TRY_AGAIN = 75
 """Exit code after SIGTERM, `EX_TEMPFAIL` of sysexits.h: a checkpoint was written, requeue me."""
+
+LAST_WORD_S = 1.0
+"""How long rank 0, which keeps what all processes share, stays for the others to learn why."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,24 @@ VERBS = {
         ("cygnet chat runs/demo", 'cygnet chat runs/demo --prompt "How do I make pancakes?"',
          "echo 'What is a comet?' | cygnet chat runs/demo"),
     ),
+    "export": Verb(
+        "write a model for transformers, llama.cpp, Ollama or MLX, and check it there",
+        "cygnet.export.command", "ExportCommand", "export_command",
+        ("cygnet export runs/demo --to hf --dtype bf16",
+         "cygnet export runs/demo --to gguf --quantize q8_0 --out demo.gguf",
+         "cygnet export runs/demo --to ollama"),
+    ),
+    "import": Verb(
+        "take a Qwen3, Qwen2 or Llama of another maker, to tune, evaluate and serve it",
+        "cygnet.export.command", "ImportCommand", "import_command",
+        ("cygnet import ~/models/Qwen3-0.6B", "cygnet import Qwen3-0.6B --out models/qwen3"),
+    ),
     "plan": Verb(
         "what a training run needs, against what this machine has",
         "cygnet.recipe", "PlanCommand", "plan_command",
-        ("cygnet plan --preset 104m --batch_tokens 32768",),
+        ("cygnet plan --preset 104m --batch_tokens 32768",
+         "cygnet plan --preset 104m --processes 64 --parallel fsdp",
+         "cygnet plan --processes 2 --deepspeed configs/deepspeed/zero1.json"),
     ),
     "compare": Verb(
         "training runs side by side: a table, and a picture of their losses",
@@ -139,6 +158,11 @@ def guarded() -> Iterator[None]:
     except BrokenPipeError:
         # Whoever read our output (`| head`) has left; Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception:
+        if not _is_one_of_several():
+            raise
+        traceback.print_exc()
+        _leave(1)
 
 
 def overview() -> str:
@@ -164,8 +188,18 @@ def _run(verb: Verb, program: str, arguments: list[str]) -> None:
 
 def _fail(message: str, code: int) -> None:
     print(f"cygnet: {message}", file=sys.stderr)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        # Leaving in the ordinary way would wait for processes that may hang.
-        sys.stderr.flush()
-        os._exit(code)
+    if _is_one_of_several():
+        _leave(code)
     sys.exit(code)
+
+
+def _is_one_of_several() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _leave(code: int) -> None:
+    """End at once: leaving in the ordinary way would wait for processes that may hang."""
+    sys.stderr.flush()
+    if os.environ.get("RANK") == "0":
+        time.sleep(LAST_WORD_S)
+    os._exit(code)

@@ -210,8 +210,8 @@ class TrainConfig:
     wandb_run_name: str | None = None
     """Name of the run; none takes the run folder's name."""
     parallel: Literal["auto", "ddp", "fsdp", "deepspeed", "tensor", "pipeline"] = "auto"
-    """How several processes share the work (docs/distributed.md). `auto` is ddp where the model
-    fits each process, fsdp else, and deepspeed where `deepspeed` is given."""
+    """How several processes share the work (docs/distributed.md). `auto` is the
+    first of ddp, fsdp, tensor and pipeline that fits, and deepspeed where `deepspeed` is given."""
     model_processes: int | None = None
     """Processes that hold one model together, with tensor and pipeline; none means all."""
     deepspeed: Path | None = None
@@ -233,11 +233,12 @@ class TrainConfig:
             "grad_clip",
             "log_every",
         )
-        positive += ("checkpoint_every", "keep_checkpoints", "eval_every")
+        positive += ("checkpoint_every", "keep_checkpoints", "eval_every", "timeout_s")
         for name in (*given, *positive):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be above zero")
-        for name in ("micro_batch", "threads", "embedding_learning_rate"):
+        optional = ("micro_batch", "threads", "embedding_learning_rate", "model_processes")
+        for name in optional:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"{name} is {value}: it must be above zero, or left out")
@@ -343,14 +344,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def as_yaml(settings: Any) -> str:
     """Return a settings dataclass as YAML that `load_settings` reads back to an equal one."""
-    return yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(plain(settings), sort_keys=False, allow_unicode=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return settings, nested ones too, as YAML holds them: mappings, lists, text and numbers."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

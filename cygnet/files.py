@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+"""Suffixes of compressed files, and pyarrow's names of how."""
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

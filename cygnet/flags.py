@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
+import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,8 +33,9 @@ def parse(
     `--a-b` are the same.
 
     Raises:
-        UserError: a file that cannot be used, or a value out of its range.
-        SystemExit: after `--help`, or for a flag that does not exist (the nearest is shown).
+        UserError: a flag that does not exist (the nearest are named), a file that cannot be used,
+            or a value of the wrong kind or out of its range.
+        SystemExit: after `--help`.
     """
     rest, files = _take_files(list(arguments), command)
     default = None
@@ -45,7 +50,64 @@ def parse(
         default = _with_room_for_length(default or command(), rest, is_recipe)
     description = "\n".join([summary, "", "Examples:", *(f"  {line}" for line in examples)])
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(command, args=rest, prog=program, description=description, **kwargs)
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            settings, unknown = tyro.cli(
+                command,
+                args=rest,
+                prog=program,
+                description=description,
+                return_unknown_args=True,
+                **kwargs,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        _refuse_unknown(rest, command, program)
+        raise UserError(f"{_unframed(told.getvalue())}; see {program} --help") from None
+    if unknown:
+        _refuse_unknown(unknown, command, program)
+        raise UserError(f"{unknown[0]!r} belongs to no flag; see {program} --help")
+    return settings
+
+
+def flag_names(command: type[Any]) -> list[str]:
+    """Return the flags of a command as its help spells them: `--steps`, `--model.num-layers`."""
+    shown = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(shown):
+        tyro.cli(command, args=["--help"], prog="", description="")
+    found = re.findall(r"(?<![\w`-])--[a-z][\w.-]*", shown.getvalue())
+    return list(dict.fromkeys(name.replace("_", "-") for name in found))
+
+
+def _refuse_unknown(arguments: Sequence[str], command: type[Any], program: str) -> None:
+    known = flag_names(command)
+    known += ["--preset", "--config"] if "reads_yaml" in vars(command) else []
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in known:
+            near = _nearest_flags(flag, known)
+            hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+            raise UserError(f"no flag {argument.partition('=')[0]}{hint}; see {program} --help")
+
+
+def _nearest_flags(flag: str, known: Sequence[str]) -> list[str]:
+    """Return up to three flags that a person may have meant, in whatever section they stand."""
+    by_last: dict[str, list[str]] = {}
+    for name in known:
+        by_last.setdefault(name.removeprefix("--").rpartition(".")[2], []).append(name)
+    whole = difflib.get_close_matches(flag, known, n=1, cutoff=0.8) if "." in flag else []
+    last = flag.removeprefix("--").rpartition(".")[2]
+    close = [last] if last in by_last else difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)
+    return whole or [name for found in close for name in by_last[found]][:3]
+
+
+def _unframed(framed: str) -> str:
+    """Return the first paragraph inside a frame drawn around an error, as one line."""
+    lines = [line.strip("│ ") for line in framed.splitlines() if line.startswith("│")]
+    end = next((i for i, line in enumerate(lines) if not line or line.startswith("──")), None)
+    return " ".join(lines[:end]).rstrip(".") or " ".join(framed.split())
 
 
 def _take_files(arguments: list[str], command: type[Any]) -> tuple[list[str], list[Path]]:

@@ -53,6 +53,24 @@ def parse_messages(row: Mapping[str, Any]) -> list[Message] | None:
     return None
 
 
+def why_no_conversation(row: Mapping[str, Any]) -> str | None:
+    """Say what is wrong with a row that has a conversation's field and yet is none, or return None.
+
+    For rows that `parse_messages` does not know and that have no other use.
+    """
+    for name in _LISTS:
+        turns = row.get(name)
+        if turns is None:
+            continue
+        wanted = 'a list such as [{"role": "user", "content": "..."}, ...] is wanted'
+        if not isinstance(turns, list):
+            return f"{name}: {type(turns).__name__} given, {wanted}"
+        wrong = next((i for i, turn in enumerate(turns) if not _is_turn(turn)), None)
+        if wrong is not None:
+            return f"{name}[{wrong}]: no role; {wanted}"
+    return None
+
+
 def validate(messages: Sequence[Mapping[str, Any]], needs_answer: bool = True) -> None:
     """Check that the messages are a conversation that the chat template can render.
 

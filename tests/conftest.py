@@ -6,9 +6,14 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import settings
 
 from cygnet.model.transformer import Transformer
 from tests.models import random_model
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("cygnet", deadline=None)
+settings.load_profile("cygnet")
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 
 from cygnet.errors import UserError
-from cygnet.messages import parse_messages, validate
+from cygnet.messages import parse_messages, validate, why_no_conversation
 
 ASKED = {"role": "user", "content": "What is soup?"}
 TOLD = {"role": "assistant", "content": "A dish."}
@@ -50,6 +50,22 @@ def test_every_known_shape_gives_the_same_conversation(row):
 )
 def test_other_rows_are_no_conversation(row):
     assert parse_messages(row) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": "hello"}, "messages: str given, a list such as"),
+        ({"conversations": {"from": "human"}}, "conversations: dict given, a list such as"),
+        ({"messages": [ASKED, "hello"]}, "messages[1]: no role; a list such as"),
+        ({"text": "A dish."}, None),
+        ({"messages": None}, None),
+        ({"messages": [ASKED, TOLD]}, None),
+    ],
+)
+def test_why_a_row_with_a_conversations_field_is_none(row, said):
+    found = why_no_conversation(row)
+    assert found is None if said is None else found.startswith(said)
 
 
 def test_alpaca_joins_its_input_and_keeps_system_and_history():

@@ -2,16 +2,21 @@
 
 import json
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cygnet import cli
-from cygnet.files import sha256_file
+from cygnet import cli, recipe
+from cygnet.errors import UserError
+from cygnet.files import read_jsonl, sha256_file
+from cygnet.train.hardware import choose_device
 
 WORDS = "the old swan sleeps near a cold lake while grey rain falls on reeds and stones".split()
 
@@ -71,7 +76,10 @@ def test_the_whole_way_and_then_only_what_changed(
     for name in ("report.html", "report.md", "model/model.safetensors", "dpo/metrics.jsonl"):
         assert name in first
     assert "chats.jsonl:61" in (out / "data/report.md").read_text()
-    assert f"cygnet chat {out}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"cygnet chat {out}" in said
+    assert "small talk that Cygnet brings along" in said
+    assert "--instructions.small_talk_repeats 0" in said
 
     run(own_text, out)
     said = capsys.readouterr().err
@@ -84,6 +92,126 @@ def test_the_whole_way_and_then_only_what_changed(
     assert "pretrain: up to date" in said
     assert "sft: made again, for learning_rate was" in said
     assert (out / "sft.old-1/model/model.safetensors").exists()
+    assert "pairs: made again, for the model to start from changed" in said
+    assert "evaluation of pretrain: made again, for the held-out pairs changed" in said
+    assert not re.search("[0-9a-f]{16}", said), "a bare hash says nothing"
+
+    run(own_text, out, "--instructions.max-continuations", "30", "--eval.num-others", "2")
+    said = capsys.readouterr().err
+    assert "instructions: made again, for max_continuations was 2000, now 30" in said
+    assert "sft: made again, for the data changed" in said
+    assert re.search("evaluation of pretrain: made again, for .*num_others was 4, now 2", said)
+    assert not re.search("[0-9a-f]{16}", said)
+
+
+def test_a_single_stage_is_evaluated_and_reported(
+    own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, sizes = tmp_path / "base", SMALL[:14]
+    train = "--steps 4 --batch-tokens 512 --max-seq-len 64 --compile off".split()
+    cli.main(["pretrain", "--data", str(own_text), "--out", str(out), *sizes, *train])
+    cli.main(["eval", str(out), "--max-new-tokens", "8"])
+    shown = capsys.readouterr().out
+    assert "bits per byte" in shown and "**pretrain**" in shown
+    assert (out / "eval.json").exists() and (out / "report.html").exists()
+    assert "(plots/" in shown and list((out / "plots").glob("*.png"))
+    assert f"{out}/config.yaml --pretrain" not in shown  # its config.yaml is no recipe
+    cli.main(["eval", str(out), "--max-new-tokens", "8"])
+    assert "evaluation of pretrain: up to date" in capsys.readouterr().err
+
+    shutil.rmtree(out / "data")
+    for extra, said in (
+        ([], "no held-out data there to measure on; give --data FOLDER"),
+        (["--data", str(tmp_path)], f"{tmp_path}: no held-out data there"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["eval", str(out), *extra])
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["eval", str(tmp_path)])
+    assert "holds no finished stage" in capsys.readouterr().err
+
+
+def test_tuning_without_data_takes_what_the_model_learnt_from(
+    own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    def nothing_builtin(*_: Any) -> Any:
+        raise UserError("the built-in text was taken")
+
+    base, tuned, aligned = (tmp_path / name for name in ("base", "tuned", "aligned"))
+    train = "--steps 2 --batch-tokens 512 --max-seq-len 256 --compile off".split()
+    cli.main(["pretrain", "--data", str(own_text), "--out", str(base), *SMALL[:14], *train])
+    monkeypatch.setattr(recipe, "prepare", nothing_builtin)
+    capsys.readouterr()
+    no_talk = ["--instructions.small-talk-repeats", "0"]
+    cli.main(["sft", "--from", str(base), "--out", str(tuned), *train, *no_talk])
+    said = capsys.readouterr().err
+    assert f"sft: no --data given: taking {base}/data, which {base}/model learnt from" in said
+    assert "small talk" not in said and "smalltalk" not in said
+    few = ["--pairs.num-own-prompts", "2", "--pairs.max-new-tokens", "8"]
+    cli.main(["dpo", "--from", str(tuned), "--out", str(aligned), *train, *few])
+    said = capsys.readouterr().err
+    assert f"taking {tuned}/instructions, which {tuned}/model learnt from" in said
+    sources = [row["source"] for row in read_jsonl(aligned / "pairs/train.jsonl.zst")]
+    assert sources and all(source.startswith(f"{own_text.name}/") for source in sources)
+
+    shutil.rmtree(base / "data")
+    with pytest.raises(SystemExit):
+        cli.main(["sft", "--from", str(base), "--out", str(tmp_path / "other"), *train])
+    said = capsys.readouterr().err
+    assert f"what {base}/model learnt from is not known: taking Cygnet's built-in text" in said
+    assert "the built-in text was taken" in said
+
+
+def test_errors_name_the_flags_of_a_whole_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"give --sft\.device auto"), recipe._flags_of("sft"):
+        choose_device("cuda:99")
+    with pytest.raises(UserError, match="give another --out"), recipe._flags_of("sft"):
+        raise UserError("give another --out")
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "run"])
+def test_how_processes_share_is_checked_before_the_data(
+    verb: str, own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, out = tmp_path / "mine.json", tmp_path / "out"
+    mine.write_text('{"zero_optimization": {"stage": 7}}')
+    flag = "--deepspeed" if verb == "pretrain" else "--dpo.deepspeed"
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--data", str(own_text), "--out", str(out), flag, str(mine)])
+    assert "mine.json: zero_optimization.stage is 7" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_tokenizer_keeps_its_text_inside_and_is_made_once(
+    own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tokenizer"
+    command = ["tokenizer", "--data", str(own_text), "--out", str(out), "--vocab-size"]
+    cli.main([*command, "400"])
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+    assert (out / "data/report.md").exists() and (out / "tokenizer.json").exists()
+    first = contents(out)
+    capsys.readouterr()
+    cli.main([*command, "400"])
+    assert "tokenizer: up to date" in capsys.readouterr().err
+    assert contents(out) == first
+    cli.main([*command, "380"])
+    assert "tokenizer: made again, for vocab_size was 400, now 380" in capsys.readouterr().err
+    assert (out / "data/report.md").exists()
+
+
+def test_a_single_short_text_is_told_what_it_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("The old swan sleeps near a cold lake while grey rain falls on the reeds.")
+    for verb in ("data", "tokenizer"):
+        with pytest.raises(SystemExit):
+            cli.main([verb, "--data", str(note), "--out", str(tmp_path / verb)])
+        said = capsys.readouterr().err
+        assert "all the text is one document, and one more is needed" in said
+        assert ("a flag of cygnet data" in said) == (verb == "tokenizer")
 
 
 def test_titled_texts_go_the_whole_way(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from cygnet.corpus.problems import Problems
+from cygnet.han import HAN
 
 SAMPLE_BYTES = 1 << 16
 CHUNK_BYTES = 1 << 20
@@ -24,7 +25,7 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_HAN = re.compile("[\u4e00-\u9fff\u3000-\u303f\uff00-\uffef]")
+_CHINESE = re.compile(f"[{HAN}\u3000-\u303f\uff00-\uffef]")  # with its punctuation
 _NON_ASCII = re.compile("[^\x00-\x7f]")
 _HIGH = re.compile(b"[\x80-\xff]")
 _HIGH_RUN = re.compile(b"[\x80-\xff]{2,}")
@@ -57,7 +58,7 @@ def guess_encoding(sample: bytes) -> str | None:
     # In Western text a byte over 127 stands between letters; in GB 18030 they come in pairs.
     num_high = len(_HIGH.findall(sample))
     num_paired = sum(map(len, _HIGH_RUN.findall(sample)))
-    if num_paired >= 0.8 * num_high and _share(_HAN, chinese) >= 0.95:
+    if num_paired >= 0.8 * num_high and _share(_CHINESE, chinese) >= 0.95:
         return "gb18030"
     return "cp1252"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cygnet.corpus.problems import Problems
 from cygnet.errors import UserError, nearest
+from cygnet.files import COMPRESSIONS
 
 KINDS = {
     ".txt": "text",
@@ -23,7 +24,6 @@ KINDS = {
     ".tsv": "csv",
     ".parquet": "parquet",
 }
-COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 READABLE = "txt, md, jsonl, json, csv, tsv or parquet, each also .gz or .zst"
 MAX_FILE_DOMAINS = 16
 
@@ -46,13 +46,13 @@ class InputFile:
 def kind_of(path: Path) -> str | None:
     """Return how a file is read, by its suffix; None for a kind that is not read."""
     suffixes = path.suffixes
-    if suffixes and suffixes[-1] in COMPRESSED:
+    if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes = suffixes[:-1]
     return KINDS.get(suffixes[-1].lower()) if suffixes else None
 
 
 def _stem(path: Path) -> str:
-    return Path(path.stem).stem if path.suffix in COMPRESSED else path.stem
+    return Path(path.stem).stem if path.suffix in COMPRESSIONS else path.stem
 
 
 def find_files(
@@ -60,11 +60,11 @@ def find_files(
 ) -> list[InputFile]:
     """Return the files behind files, folders and globs, each once, in a fixed order.
 
-    Hidden files and everything under `exclude` are passed over; a file of an unknown kind in a
-    folder is counted in `problems`.
+    Hidden files and everything under `exclude` are passed over; what a folder or a glob gives that
+    is no file, or one of an unknown kind, is counted in `problems`.
 
     Raises:
-        UserError: a path does not exist, matches nothing, or is a file of an unknown kind.
+        UserError: a path does not exist, matches nothing, is no file, or is one of an unknown kind.
     """
     found: dict[Path, InputFile] = {}
     for given in paths:
@@ -85,6 +85,8 @@ def _expand(given: str, problems: Problems) -> list[InputFile]:
     path = Path(given)
     if path.is_dir():
         return _files_in(path, problems)
+    if why := _why_not_a_file(path):
+        raise UserError(f"{given}: {why}")
     if path.exists():
         kind = kind_of(path)
         if kind is None:
@@ -98,6 +100,9 @@ def _expand(given: str, problems: Problems) -> list[InputFile]:
     for match in map(Path, matches):
         if match.is_dir():
             continue
+        if why := _why_not_a_file(match):
+            problems.add("no file", str(match), why)
+            continue
         kind = kind_of(match)
         folder = match.resolve().parent.name or "text"
         if kind is None:
@@ -107,12 +112,33 @@ def _expand(given: str, problems: Problems) -> list[InputFile]:
     return files
 
 
+def _why_not_a_file(path: Path) -> str | None:
+    """Say why a path that is there, and is no folder, cannot be read as a file, or return None.
+
+    A pipe is not waited for: who writes into it may never come.
+    """
+    if path.is_file() or path.is_dir():
+        return None
+    if path.exists():
+        return "not a regular file (a pipe, a socket or a device); write its text to a file first"
+    if path.is_symlink():
+        return f"a link to {path.readlink()}, which is not there"
+    return None
+
+
 def _files_in(folder: Path, problems: Problems) -> list[InputFile]:
     name = folder.resolve().name or "text"
     files = []
     for path in sorted(folder.rglob("*")):
         inner = path.relative_to(folder)
-        if any(part.startswith(".") for part in inner.parts) or not path.is_file():
+        if any(part.startswith(".") for part in inner.parts):
+            continue
+        if why := _why_not_a_file(path):
+            problems.add("no file", str(path), why)
+            continue
+        if path.is_dir():
+            if path.is_symlink():
+                problems.add("no file", str(path), "a linked folder; give it by its own name")
             continue
         kind = kind_of(path)
         if kind is None:

@@ -1,7 +1,8 @@
 """Clean documents to conversations, by rules that `docs/instructions.md` lists in full.
 
-Every row is one conversation: {"messages", "kind", "subject"} and, for a poem whose form is named
-in the request, "form". What is made of a document depends on the document and the seed alone, and
+Every row is one conversation: {"messages", "kind", "subject"}, where it was read ("source", see
+`Document.source`) unless it is small talk and, for a poem whose form is named in the request,
+"form". What is made of a document depends on the document and the seed alone, and
 which documents are taken on a hash of their id, so that nothing hangs on their order.
 """
 
@@ -21,24 +22,24 @@ from typing import Any
 import cygnet
 from cygnet.corpus.builtin import render_recipe
 from cygnet.corpus.document import Document
-from cygnet.corpus.sentences import HAN, first_sentences, passages, sentences
+from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.corpus.sentences import first_sentences, passages, sentences
 from cygnet.corpus.small_talk import (
     CONVERSATIONS,
     GENERAL,
+    KIND,
     WITH_BUILTIN_TEXT,
     WITH_OWN_TEXT,
     Talk,
 )
 from cygnet.errors import UserError
 from cygnet.files import JsonlWriter, folder_atomic, read_jsonl, sha256_file, write_json
+from cygnet.han import HAN, POEM_FORMS
 from cygnet.progress import track
 
 Row = dict[str, Any]
 FORMAT_VERSION = 1
-TRAIN, HELDOUT = "train.jsonl.zst", "heldout.jsonl.zst"
 
-FORMS = {"五言绝句": (4, 5), "七言绝句": (4, 7), "五言律诗": (8, 5), "七言律诗": (8, 7)}
-"""Forms of poems: lines, characters in a line."""
 MAX_RECIPE_CHARS = 1100
 MAX_TITLE_CHARS = 80
 MAX_POEM_TITLE_CHARS = 10
@@ -119,8 +120,8 @@ CONTINUATION_ZH = (
 
 _NUMBERS_EN = {4: "four", 5: "five", 7: "seven", 8: "eight"}
 _NUMBERS_ZH = {4: "四", 5: "五", 7: "七", 8: "八"}
-_HAN = re.compile(HAN)
-_HAN_TITLE = re.compile(f"{HAN}{{1,{MAX_POEM_TITLE_CHARS}}}")
+_HAN = re.compile(f"[{HAN}]")
+_HAN_TITLE = re.compile(f"[{HAN}]{{1,{MAX_POEM_TITLE_CHARS}}}")
 _CLAUSE_END = re.compile(r"[，。！？；：、\n]+")
 _MARKUP = re.compile(r"[{}<>|]|\[\[|==|&\w+;|https?:|\bCategory:")
 _GAP = re.compile(r"\( ?\)|\(\s*[,;]| ,|\s{2,}")
@@ -146,7 +147,8 @@ class InstructionConfig:
     max_continuations: int = 2000
     """Texts to continue in training, from documents that no other rule is for."""
     small_talk_repeats: int = 2
-    """How often each way of saying something in small talk occurs in training."""
+    """How often each way of saying something in Cygnet's own small talk (greetings, who it is)
+    occurs in training; 0 leaves small talk out."""
     joined_share: float = 0.08
     """Share of the training conversations that are joined with the next into one of more turns."""
     heldout_poems: int = 200
@@ -236,12 +238,18 @@ def subject_key(title: str) -> str:
 
 
 def document_rows(document: Document, seed: int = 0) -> list[Row]:
-    """Return the conversations that can be made of a document; its fields decide by which rule.
+    """Return the conversations that can be made of a document, each with its `source`.
 
-    A conversation passes through; ingredients and steps make a recipe; a form of `FORMS` a poem;
-    a title an article or, where the text does not speak of it, a titled text; anything else is a
-    text to continue.
+    The document's fields decide by which rule they are made.
+
+    A conversation passes through; ingredients and steps make a recipe; a form of `POEM_FORMS` a
+    poem; a title an article or, where the text does not speak of it, a titled text; anything else
+    is a text to continue.
     """
+    return [row | {"source": document.source} for row in _document_rows(document, seed)]
+
+
+def _document_rows(document: Document, seed: int) -> list[Row]:
     rng = random.Random(f"{seed}:{document.id}")
     fields = document.fields
     if document.messages is not None:
@@ -249,7 +257,7 @@ def document_rows(document: Document, seed: int = 0) -> list[Row]:
         return [row | {"tools": fields["tools"]} if fields.get("tools") else row]
     if isinstance(fields.get("ingredients"), list) and isinstance(fields.get("steps"), list):
         return _recipe(document, rng)
-    if fields.get("form") in FORMS:
+    if fields.get("form") in POEM_FORMS:
         return _poem(document, rng)
     if document.title and len(document.title) <= MAX_TITLE_CHARS:
         return _article(document, rng)
@@ -259,7 +267,7 @@ def document_rows(document: Document, seed: int = 0) -> list[Row]:
 def _poem(document: Document, rng: random.Random) -> list[Row]:
     title, form = document.title, document.fields["form"]
     text = document.fields.get("text") or document.text
-    num_lines, num_characters = FORMS[form]
+    num_lines, num_characters = POEM_FORMS[form]
     clauses = [clause for clause in _CLAUSE_END.split(text) if clause]
     sound = len(clauses) == num_lines and all(
         len(clause) == num_characters and len(_HAN.findall(clause)) == num_characters
@@ -399,8 +407,8 @@ class _Limits:
 
     def buckets(self) -> dict[str, int]:
         """Return how many rows each bucket may hold; each form of poem has one of its own."""
-        share, rest = divmod(self.poems, len(FORMS))
-        forms = {f"poem {form}": share + (i < rest) for i, form in enumerate(FORMS)}
+        share, rest = divmod(self.poems, len(POEM_FORMS))
+        forms = {f"poem {form}": share + (i < rest) for i, form in enumerate(POEM_FORMS)}
         return forms | {
             "recipe": self.recipes,
             "article": self.articles,
@@ -434,6 +442,8 @@ class _Made:
         for number, row in enumerate(mixed):
             if waiting is not None:
                 both = {**row, "messages": [*waiting["messages"], *row["messages"]]}
+                if sources := [each["source"] for each in (waiting, row) if "source" in each]:
+                    both["source"] = " and ".join(sources)
                 fits = sum(len(m["content"]) for m in both["messages"]) <= MAX_JOINED_CHARS
                 rows += [both] if fits else [waiting, row]
                 waiting = None
@@ -527,7 +537,7 @@ def _hasty(ask: str) -> str:
 
 
 def _talk_row(turns: Sequence[str]) -> Row:
-    return {"messages": _turns(turns), "kind": "smalltalk", "subject": ""}
+    return {"messages": _turns(turns), "kind": KIND, "subject": ""}
 
 
 def _rank(key: str, seed: int) -> int:

@@ -6,6 +6,7 @@ import re
 import unicodedata
 
 from cygnet.errors import require
+from cygnet.han import HAN
 
 MAX_ROUNDS = 10
 
@@ -24,7 +25,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 _TRAILING = re.compile(r"[ \t\u3000]+$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{4,}")
 
-_ONE_BY_ONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_ONE_BY_ONE = f"\u3040-\u30ff{HAN}"  # kana and Han characters
 # Symbols are words too, or "2 + 2" and "2 - 2" would be the same text.
 _WORD = re.compile(rf"[{_ONE_BY_ONE}]|[^\W{_ONE_BY_ONE}]+|[-+*/=<>^%$&|~#@\\]")
 

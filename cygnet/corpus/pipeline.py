@@ -23,6 +23,7 @@ from cygnet.corpus.document import Document, document_id
 from cygnet.corpus.filters import drop_reason
 from cygnet.corpus.find import READABLE, InputFile, find_files
 from cygnet.corpus.normalize import normalize
+from cygnet.corpus.problems import FILE as PROBLEMS_FILE
 from cygnet.corpus.problems import Problems
 from cygnet.corpus.readers import MAX_CHARS, read_file, transcript
 from cygnet.corpus.report import Tally
@@ -33,7 +34,7 @@ from cygnet.progress import Advance, progress, say
 
 FORMAT_VERSION = 1
 TRAIN, HELDOUT = "train.jsonl.zst", "heldout.jsonl.zst"
-OUTPUTS = (TRAIN, HELDOUT, "report.json", "report.md")
+OUTPUTS = (TRAIN, HELDOUT, "report.json", "report.md", PROBLEMS_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,9 @@ def prepare(config: DataConfig, out: Path) -> Path:
         tally = _Preparation(config, files, problems, folder).run()
         write_json(folder / "report.json", tally.to_json(problems))
         write_atomic(folder / "report.md", tally.to_markdown(problems))
+        with JsonlWriter(folder / PROBLEMS_FILE) as writer:
+            for row in problems.rows():
+                writer.write(row)
         manifest["outputs"] = {name: sha256_file(folder / name) for name in OUTPUTS}
         write_json(folder / "manifest.json", manifest)
     _say_outcome(tally, problems, out)
@@ -231,7 +235,7 @@ class _Preparation:
         tokens = comparable_words(document)
         reason = drop_reason(document.text, tokens, self._config.min_chars)
         if reason is not None:
-            self._tally.add_fate(document, reason)
+            self._tally.add_outcome(document, reason)
             return
         self._offsets.append(spill.tell())
         spill.write(json.dumps(document.to_json(), ensure_ascii=False).encode() + b"\n")
@@ -270,13 +274,13 @@ class _Preparation:
                 if duplicate is not None:
                     of = self._entries[duplicate.of].source
                     why = f"{duplicate.similarity:.2f} like {of}"
-                    self._tally.add_fate(document, duplicate.reason, why)
+                    self._tally.add_outcome(document, duplicate.reason, why)
                 elif entry.position < limit:
                     heldout.write(document.to_json())
-                    self._tally.add_fate(document, "heldout")
+                    self._tally.add_outcome(document, "heldout")
                 else:
                     train.write(document.to_json())
-                    self._tally.add_fate(document, "train")
+                    self._tally.add_outcome(document, "train")
                 advance()
 
     def _nothing_left(self) -> str:

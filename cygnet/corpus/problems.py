@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-MAX_EXAMPLES = 5
+SHOWN = 5
+"""Places of a kind that a report for people shows."""
+NAMED = 20_000
+"""Places of a kind that are named one by one; more are counted."""
+FILE = "problems.jsonl"
+"""The file of a data folder that names them: {"kind", "where", "why"} a line."""
 
 LOST = {
     "broken row": "not JSON, or with another number of fields than the header",
@@ -15,6 +21,7 @@ LOST = {
     "damaged file": "could not be read to its end; what came before the damage is used",
     "not text": "a file of another kind",
     "empty file": "nothing in it",
+    "no file": "a pipe, a device, a link to nothing, or a folder behind a link",
 }
 """Kinds of problem by which a row or a file is left out."""
 
@@ -28,10 +35,15 @@ MENDED = {
 
 @dataclass(slots=True)
 class Problem:
-    """How often something occurred, and the first places where."""
+    """How often something occurred, and where: (place, why), the first `NAMED` of them."""
 
     count: int = 0
-    examples: list[str] = field(default_factory=list)
+    places: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def examples(self) -> list[str]:
+        """The first places, a line each."""
+        return [f"{where}: {why}" if why else where for where, why in self.places[:SHOWN]]
 
 
 @dataclass(slots=True)
@@ -45,8 +57,8 @@ class Problems:
         assert kind in LOST or kind in MENDED
         problem = self.kinds.setdefault(kind, Problem())
         problem.count += count
-        if len(problem.examples) < MAX_EXAMPLES:
-            problem.examples.append(f"{where}: {why}" if why else where)
+        if len(problem.places) < NAMED:
+            problem.places.append((where, why))
 
     def count(self, kind: str) -> int:
         """Return how often a kind of problem occurred."""
@@ -60,6 +72,12 @@ class Problems:
             for kind, problem in sorted(self.kinds.items())
         ]
 
+    def rows(self) -> Iterator[dict[str, str]]:
+        """Yield what `FILE` holds."""
+        for kind, problem in sorted(self.kinds.items()):
+            for where, why in problem.places:
+                yield {"kind": kind, "where": where, "why": why}
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of the report."""
         return {
@@ -67,6 +85,7 @@ class Problems:
                 "count": problem.count,
                 "left_out": kind in LOST,
                 "examples": problem.examples,
+                "named": len(problem.places),
             }
             for kind, problem in sorted(self.kinds.items())
         }

@@ -13,10 +13,12 @@ from typing import IO, Any
 
 from cygnet.corpus.decode import MAX_LINE_CHARS, TextStream, cut
 from cygnet.corpus.document import Document, document_id
-from cygnet.corpus.find import COMPRESSED, InputFile, find_files
+from cygnet.corpus.find import InputFile
 from cygnet.corpus.normalize import SURROGATE
 from cygnet.corpus.problems import Problems
 from cygnet.errors import UserError, nearest
+from cygnet.files import COMPRESSIONS
+from cygnet.messages import parse_messages, validate, why_no_conversation
 
 MAX_CHARS = 20_000
 MAX_JSON_CHARS = 1 << 28
@@ -32,31 +34,6 @@ CONVERSATION_FIELDS = frozenset(
 Advance = Callable[..., None]
 
 
-def read_documents(
-    paths: Sequence[str],
-    problems: Problems,
-    *,
-    max_chars: int = MAX_CHARS,
-    text_field: str = "",
-    exclude: Path | None = None,
-) -> Iterator[Document]:
-    """Yield the documents in files, folders and globs, in a fixed order.
-
-    Args:
-        paths: what a person gave: txt, md, jsonl, json, csv, tsv, parquet, each also .gz, .zst.
-        problems: where bad rows and files are counted and named.
-        max_chars: longer texts are cut into pieces (a conversation never is).
-        text_field: the field that holds the text; empty for the usual names.
-        exclude: a folder whose files are passed over.
-
-    Raises:
-        UserError: a path is missing or of an unknown kind, or in a file given by its name no row
-            has a text.
-    """
-    for file in find_files(paths, problems, exclude):
-        yield from read_file(file, problems, max_chars=max_chars, text_field=text_field)
-
-
 def read_file(
     file: InputFile,
     problems: Problems,
@@ -65,7 +42,18 @@ def read_file(
     text_field: str = "",
     advance: Advance | None = None,
 ) -> Iterator[Document]:
-    """Yield the documents of one file; `advance(n)` is told the bytes read from disk."""
+    """Yield the documents of one file, in order.
+
+    Args:
+        file: as `find_files` gives it.
+        problems: where bad rows and files are counted and named.
+        max_chars: longer texts are cut into pieces (a conversation never is).
+        text_field: the field that holds the text; empty for the usual names.
+        advance: is told the number of bytes read from disk.
+
+    Raises:
+        UserError: in a file given by its own name, no row has a text.
+    """
     import pyarrow
 
     rows = _Rows(file, problems, max_chars, text_field)
@@ -91,11 +79,12 @@ def _open(path: Path, advance: Advance | None) -> Iterator[IO[bytes]]:
 
     with open(path, "rb") as raw:
         stream: Any = raw
-        if path.suffix in COMPRESSED:
+        if path.suffix in COMPRESSIONS:
             if not raw.peek(1):
                 yield io.BytesIO()
                 return
-            stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), COMPRESSED[path.suffix])
+            packed = pyarrow.PythonFile(raw)
+            stream = pyarrow.CompressedInputStream(packed, COMPRESSIONS[path.suffix])
         yield _Counted(stream, raw, advance)  # type: ignore[misc]
 
 
@@ -172,6 +161,10 @@ class _Rows:
         names = (self._text_field,) if self._text_field else TEXT_FIELDS
         by_lower = {str(name).strip().lower(): str(name) for name in row}
         field = next((by_lower[name.lower()] for name in names if name.lower() in by_lower), None)
+        if field is None and (why := why_no_conversation(row)):
+            self._num_good += 1
+            self._problems.add("bad conversation", where, why)
+            return "", None
         if field is None:
             self._num_without_text += 1
             self._seen_fields.update(dict.fromkeys(map(str, row)))
@@ -205,8 +198,6 @@ def conversation(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     Raises:
         UserError: it is one, but with roles, order or answers that no chat can have.
     """
-    from cygnet.messages import parse_messages, validate
-
     messages = parse_messages(row)
     if messages is None:
         return None
@@ -327,7 +318,7 @@ def _parquet_rows(file: InputFile, stream: IO[bytes]) -> Iterator[tuple[int, Any
     import pyarrow
     import pyarrow.parquet
 
-    packed = file.path.suffix in COMPRESSED
+    packed = file.path.suffix in COMPRESSIONS
     source: Any = pyarrow.BufferReader(stream.read()) if packed else str(file.path)
     number = 0
     with pyarrow.parquet.ParquetFile(source) as table:

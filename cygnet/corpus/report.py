@@ -8,7 +8,7 @@ from typing import Any
 
 from cygnet.corpus import dedup, filters
 from cygnet.corpus.document import Document
-from cygnet.corpus.problems import LOST, MENDED, Problems
+from cygnet.corpus.problems import FILE, LOST, MENDED, Problems
 
 MAX_EXAMPLES = 3
 EXAMPLE_CHARS = 160
@@ -38,36 +38,36 @@ class Count:
 
 @dataclass(slots=True)
 class Tally:
-    """Counts each document once as read and once under its fate (a rule, `train`, `heldout`)."""
+    """Counts each document once as read and once under its outcome (a rule, `train`, `heldout`)."""
 
     read: dict[str, Count] = field(default_factory=dict)
-    fates: dict[str, dict[str, Count]] = field(default_factory=dict)
+    outcomes: dict[str, dict[str, Count]] = field(default_factory=dict)
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
     def add_read(self, document: Document) -> None:
         """Count a document that was read (after normalising)."""
         self.read.setdefault(document.domain, Count()).add(document.text)
 
-    def add_fate(self, document: Document, fate: str, why: str = "") -> None:
+    def add_outcome(self, document: Document, outcome: str, why: str = "") -> None:
         """Count what became of a document: a key of `RULES`, `train` or `heldout`."""
-        assert fate in RULES or fate in KEPT
-        by_domain = self.fates.setdefault(fate, {})
+        assert outcome in RULES or outcome in KEPT
+        by_domain = self.outcomes.setdefault(outcome, {})
         by_domain.setdefault(document.domain, Count()).add(document.text)
-        examples = self.examples.setdefault(fate, [])
-        if fate in RULES and len(examples) < MAX_EXAMPLES:
+        examples = self.examples.setdefault(outcome, [])
+        if outcome in RULES and len(examples) < MAX_EXAMPLES:
             text = " ".join(document.text.split())
             text = text[:EXAMPLE_CHARS] + ("..." if len(text) > EXAMPLE_CHARS else "")
             examples.append({"source": document.source, "why": why, "text": text})
 
-    def count(self, fate: str, domain: str | None = None) -> Count:
-        """Return the count of a fate, of one domain or of all."""
-        return _total(self.fates.get(fate, {}), domain)
+    def count(self, outcome: str, domain: str | None = None) -> Count:
+        """Return the count of an outcome, of one domain or of all."""
+        return _total(self.outcomes.get(outcome, {}), domain)
 
     def waterfall(self, domain: str | None = None) -> Iterator[tuple[str, Count]]:
         """Yield (`read` or rule or `train` or `heldout`, count); all but `read` add up to it."""
         yield "read", _total(self.read, domain)
-        for fate in (*RULES, *KEPT):
-            yield fate, self.count(fate, domain)
+        for outcome in (*RULES, *KEPT):
+            yield outcome, self.count(outcome, domain)
 
     def to_json(self, problems: Problems) -> dict[str, Any]:
         """Return `report.json`."""
@@ -78,7 +78,7 @@ class Tally:
                 for domain in self.read
             },
             "rules": RULES,
-            "examples": {fate: self.examples[fate] for fate in RULES if fate in self.examples},
+            "examples": {rule: self.examples[rule] for rule in RULES if rule in self.examples},
             "problems": problems.to_json(),
         }
 
@@ -88,9 +88,9 @@ class Tally:
         lines += ["", "## By domain", "", *self._domain_table()]
         lines += ["", "## Problems while reading", "", *_problem_lines(problems)]
         lines += ["", "## Examples of what was dropped"]
-        for fate in RULES:
-            if examples := self.examples.get(fate):
-                lines += ["", f"### {fate}: {RULES[fate]}", ""]
+        for outcome in RULES:
+            if examples := self.examples.get(outcome):
+                lines += ["", f"### {outcome}: {RULES[outcome]}", ""]
                 lines += [_example_line(example) for example in examples]
         return "\n".join(lines) + "\n"
 
@@ -134,8 +134,9 @@ def _problem_lines(problems: Problems) -> Iterator[str]:
         what = "left out" if kind in LOST else "mended"
         yield f"- {kind} ({(LOST | MENDED)[kind]}), {what}: {problem.count:,}"
         yield from (f"  - {_cell(example)}" for example in problem.examples)
-        if problem.count > len(problem.examples):
-            yield f"  - ... ({len(problem.examples)} of {problem.count:,} shown)"
+        more = len(problem.places) - len(problem.examples)
+        if more:
+            yield f"  - … and {more:,} more, see {FILE}"
 
 
 def _example_line(example: dict[str, str]) -> str:

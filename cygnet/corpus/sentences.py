@@ -6,14 +6,13 @@ import re
 from bisect import bisect_left
 from itertools import accumulate
 
+from cygnet.han import HAN
+
 OPENING_WORDS = 40
 FOLLOWING_WORDS = 80
 MIN_WORDS = 12
 CHARS_A_PASSAGE = 2000
 MAX_PASSAGES = 8
-
-HAN = r"[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]"
-"""Pattern of one Han character."""
 
 _BOUNDARY = re.compile(
     r"(?<=[.!?])[\"”’)\]]*\s+(?=[\"“‘(\[]?[A-Z0-9])|(?<=[。！？])[”』」]?\s*|\n{2,}"
@@ -22,7 +21,7 @@ _UNFINISHED = re.compile(
     r"(?:\b(?:[A-Za-z]|Mr|Mrs|Ms|Dr|St|Sr|Jr|Prof|vs|etc|ca|cf|approx|no|No|Gen|Col|Lt|Sgt|Mt|Ft|"
     r"fl|lit|pron|Inc|Ltd|Co|Corp|Rev|Capt|Vol|vol|Op|op|Fig|fig)|\b(?:[A-Za-z]\.)+[A-Za-z])\.$"
 )
-_WORD = re.compile(f"({HAN})|[^\\W\u3007\u3400-\u9fff]+")
+_WORD = re.compile(f"([{HAN}])|[^\\W{HAN}]+")
 _CLOSED = re.compile(r"[.!?。！？][\"”’)\]』」]?$")
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+KIND = "smalltalk"
+"""Of the rows that are made of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Talk:

@@ -20,11 +20,6 @@ def split_position(document: Document, seed: int = 0) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def is_heldout(document: Document, share: float, seed: int = 0) -> bool:
-    """Return whether a document is held out when about `share` of all are."""
-    return split_position(document, seed) < share
-
-
 def heldout_limit(positions: Sequence[float], share: float) -> float:
     """Return the position under which documents are held out.
 
@@ -39,7 +34,8 @@ def heldout_limit(positions: Sequence[float], share: float) -> float:
         return share
     if len(ordered) < 2:
         raise UserError(
-            f"no held-out text left: the {len(positions)} usable document(s) are one subject; "
-            "give more text, or cut it into more documents with a smaller --corpus.max-chars"
+            f"all the text is {'one document' if len(positions) == 1 else 'of one title'}, and one "
+            "more is needed, to measure on what was not learnt: give a second file, part the text "
+            "by lines of <|endoftext|>, or cut it by a smaller --corpus.max-chars"
         )
     return ordered[1]

@@ -26,7 +26,10 @@ from cygnet.evals.compare import LOG, Row, is_number, named_runs, read_log, sett
 from cygnet.progress import say
 
 PROJECT = "runs"
-ORDER = "loss,lr,tokens_per_second,epoch_time,grad_norm,mfu,heldout/loss,heldout/*,progress/*"
+ORDER = (
+    "loss,lr,tokens_per_second,epoch_time,grad_norm,mfu,peak_memory_bytes,heldout/loss,heldout/*,"
+    "progress/*"
+)
 """The order of the charts; a part before a slash is a group of its own."""
 PROGRESS = {"tokens", "epoch", "seconds"}
 """What the other charts can be drawn against."""
@@ -53,6 +56,8 @@ def board_command(config: BoardCommand) -> None:
     Raises:
         UserError: Trackio is missing, a folder is, or the port is taken.
     """
+    if not 0 <= config.port <= 65_535:
+        raise UserError(f"--port {config.port}: it must be from 0 to 65535")
     for path in config.runs:
         if path.exists() and not path.is_dir():
             raise UserError(f"{path}: not a folder; give a run folder or a folder of runs")

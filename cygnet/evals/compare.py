@@ -67,7 +67,7 @@ def compare_command(config: CompareCommand) -> None:
     """Print a table for each stage that more than one run has, and write the picture.
 
     Raises:
-        UserError: no runs are given, a folder holds none, or a file is damaged.
+        UserError: no runs are given, a folder holds none, or none can be read.
     """
     if config.out.suffix != ".png":
         raise UserError(f"--out {config.out}: the picture is a PNG, so its name must end in .png")
@@ -112,18 +112,28 @@ def named_runs(folders: Sequence[Path]) -> dict[Path, str]:
 
 
 def load_runs(folders: Sequence[Path]) -> list[TrainingRun]:
-    """Read each run once.
+    """Read each run once; one that cannot be read is said and left out.
 
     Raises:
-        UserError: no folders are given, one holds no run, or a file is damaged.
+        UserError: no folders are given, or none of them holds a run that can be read.
     """
     if not folders:
         raise UserError("give the run folders to compare: cygnet compare runs/first runs/second")
+    loaded, problems = [], []
     for folder in folders:
         if not find_runs(folder):
             problem = f"no {LOG} in it or below" if folder.is_dir() else "there is no such folder"
-            raise UserError(f"{folder}: {problem}; give a folder that training wrote to")
-    return [_load(run, name) for run, name in named_runs(folders).items()]
+            problems.append(f"{folder}: {problem}; give a folder that training wrote to")
+    for run, name in named_runs(folders).items():
+        try:
+            loaded.append(_load(run, name))
+        except UserError as error:
+            problems.append(str(error))
+    if not loaded:
+        raise UserError("; ".join(problems))
+    for problem in problems:
+        say(f"left out: {problem}")
+    return loaded
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -233,6 +243,7 @@ def figures(group: Sequence[TrainingRun]) -> list[TableRow]:
         ("tokens per second, median", "tokens_per_second", median, "{:,.0f}", 1),
         ("mfu, median", "mfu", median, "{:.1%}", 1),
         ("seconds of training", "seconds", max, "{:,.0f}", 0),
+        ("peak memory, bytes", "peak_memory_bytes", max, "{:,.0f}", -1),
     ]
     rows = []
     for label, key, summary, form, better in lines:
@@ -318,8 +329,8 @@ def _print(groups: Sequence[Sequence[TrainingRun]]) -> None:
         changed = differences(group)
         if changed:
             console.print(_table("settings that differ", group, changed))
-        elif len(group) > 1:
-            console.print("All settings are the same.\n")
+        elif sum(bool(run.settings) for run in group) > 1:
+            console.print("All settings that are known are the same.\n")
     console.print("* better than the others; where there are intervals, beyond them")
 
 
@@ -363,7 +374,8 @@ def draw_losses(groups: Sequence[Sequence[TrainingRun]]) -> bytes:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         row[0].set_ylabel("loss (dots: on held-out data)", color=PNG_COLOURS.ink)
         row[0].set_title(", ".join(dict.fromkeys(run.stage for run in group)), loc="left")
-        row[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+        if row[-1].get_legend_handles_labels()[0]:
+            row[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=PNG_DPI, metadata={"Software": None})
     return content.getvalue()

@@ -14,6 +14,7 @@ from cygnet.errors import UserError
 from cygnet.evals.result import DOMAIN_METRIC, OPENING, Sample, StageResult
 from cygnet.evals.verdict import METRICS, Verdict, judge, metric
 from cygnet.files import read_jsonl
+from cygnet.train.run_folder import own_stage, stage_folders
 
 KINDS = {
     "poem": "A poem",
@@ -27,7 +28,7 @@ KINDS = {
 """Kinds of samples in the order of the report; others follow."""
 SHOWN_PER_KIND = 2
 MAX_DOMAINS = 6
-FATES = {"read": "read", "train": "kept to train on", "heldout": "held out to measure with"}
+OUTCOMES = {"read": "read", "train": "kept to train on", "heldout": "held out to measure with"}
 COMPRESSORS = {"xz": "xz -9", "zstd": "zstd -19"}
 
 
@@ -36,6 +37,7 @@ class StageView:
     """One stage of a run: its evaluation, its log, its settings and the verdict on it."""
 
     name: str
+    folder: Path
     result: StageResult | None
     log: list[dict[str, Any]]
     settings: dict[str, Any]
@@ -104,17 +106,16 @@ def gather(
     """
     views: list[StageView] = []
     before: tuple[str, StageResult] | None = None
-    for name in stages:
-        if not (run / name).is_dir():
-            continue
+    for name, folder in stage_folders(run, stages).items():
         evaluation, log, settings = (
-            run / name / file for file in ("eval.json", "metrics.jsonl", "config.yaml")
+            folder / file for file in ("eval.json", "metrics.jsonl", "config.yaml")
         )
         result = StageResult.load(evaluation) if evaluation.exists() else None
         verdict = judge(name, result, before)
         views.append(
             StageView(
                 name,
+                folder,
                 result,
                 _log(log) if log.exists() else [],
                 read_yaml(settings) if settings.exists() else {},
@@ -136,18 +137,18 @@ def gather(
 def default_commands(run: Path) -> list[tuple[str, str]]:
     """Return what to type next, each with what it does."""
     name = shlex.quote(str(run))
-    return [
+    commands = [
         (f"cygnet chat {name}", "talk to it"),
         (f'cygnet chat {name} --prompt "How do I make pancakes?"', "ask one thing"),
         (
             "cygnet run --data my_texts/",
             "raise one on your own files: txt, md, jsonl, csv, parquet",
         ),
-        (
-            f"cygnet run {name}/config.yaml --pretrain.minutes 20 --out {name}-longer",
-            "give it more time to learn",
-        ),
     ]
+    if own_stage(run) is None:  # of which config.yaml is no recipe
+        longer = f"cygnet run {name}/config.yaml --pretrain.minutes 20 --out {name}-longer"
+        commands.append((longer, "give it more time to learn"))
+    return commands
 
 
 def headline_figures(contents: Contents) -> list[tuple[str, str]]:
@@ -206,7 +207,7 @@ def _data_table(data: dict[str, Any], waterfall: dict[str, dict[str, int]]) -> T
     for name in waterfall:
         if name in rules and not waterfall[name]["documents"]:
             continue
-        label = f"dropped: {rules[name]}" if name in rules else FATES.get(name, name)
+        label = f"dropped: {rules[name]}" if name in rules else OUTCOMES.get(name, name)
         rows.append((label, [Cell(f"{column[name]['documents']:,}") for column in columns]))
     sizes = [Cell(f"{column['train']['bytes'] / 1e6:.2f} MB") for column in columns]
     rows.append(("size of what was trained on", sizes))

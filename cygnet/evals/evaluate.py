@@ -25,8 +25,8 @@ from cygnet.evals.result import (
     Sample,
     StageResult,
 )
+from cygnet.han import POEM_FORMS
 from cygnet.text.forms import (
-    POEM_FORMS,
     is_poem_of_form,
     recipe_checks,
     repetition_rate,
@@ -192,8 +192,9 @@ def answer(
 def distinct_shares(texts: Sequence[str]) -> list[Item]:
     """Return for each text its share of the distinct word pairs of all, and its word pairs.
 
-    An occurrence counts 1 / (occurrences in all texts), so that the ratio of the sums is
-    `cygnet.text.forms.distinct_n(texts, 2)`, which is near zero when all answers are the same.
+    An occurrence counts 1 / (occurrences in all texts), so that the ratio of the sums is distinct-2
+    of the texts together (Li et al. 2016, "A Diversity-Promoting Objective Function", arXiv
+    1510.03055, section 5.2), which is near zero when all answers are the same.
     """
     pairs = [list(pairwise(text_units(text))) for text in texts]
     counts = Counter(pair for of_text in pairs for pair in of_text)

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cygnet.model.loss import IGNORE
 from cygnet.model.transformer import Transformer
 from cygnet.progress import progress
 from cygnet.text.chat import encode_chat, encode_chats
+from cygnet.text.loader import IGNORE
 from cygnet.text.tokenize import encode_documents
 
 if TYPE_CHECKING:

@@ -28,7 +28,8 @@ def write_report(
 ) -> Path:
     """Write RUN/report.md, RUN/report.html and RUN/STAGE/plots/*.png; return report.html.
 
-    Read are RUN/STAGE/eval.json, metrics.jsonl and config.yaml of each stage that is there,
+    Read are RUN/STAGE/eval.json, metrics.jsonl and config.yaml of each stage that is there (of a
+    run of one stage, all of them lie in RUN itself),
     RUN/data/report.json and RUN/tokenizer/report.json; each may be missing, and what it would
     have told is then left out. Without matplotlib there are no curves, and a line says so.
 
@@ -48,7 +49,7 @@ def write_report(
 
         for view in contents.stages:
             curves[view.name] = curves_as_svg(view.log, view.name)
-            pictures[view.name] = write_pngs(view.log, run / view.name / "plots")
+            pictures[view.name] = write_pngs(view.log, view.folder / "plots")
     except ModuleNotFoundError as error:
         say(f"no curves in the report, {error.name} is missing: pip install 'cygnet[report]'")
     write_atomic(run / "report.md", render_markdown(contents, pictures))
@@ -92,7 +93,7 @@ def _lines(contents: Contents, pictures: dict[str, list[Path]]) -> Iterable[str]
     if any(pictures.values()):
         yield "## How training went\n"
     for stage, paths in pictures.items():
-        links = (f"![{stage}: {p.stem}]({stage}/plots/{p.name})" for p in paths)
+        links = (f"![{stage}: {p.stem}]({p.relative_to(contents.run).as_posix()})" for p in paths)
         yield " ".join(links) + "\n"
     for title, summary in summary_tables(contents):
         yield f"## {title}\n"

@@ -76,6 +76,10 @@ def transformers_config(
     """
     kind = model_type(config)
     bos = tokenizer.special_ids.get(tokenizer.named_tokens.get("bos_token", ""))
+    # mistral.rs wants all three of a Qwen's.
+    window = {
+        "use_sliding_window": False, "sliding_window": None, "max_window_layers": config.num_layers,
+    }  # fmt: skip
     biases = {"qwen3": {"attention_bias": False}, "llama": {"attention_bias": False}}
     if kind == "llama":
         biases["llama"]["mlp_bias"] = False
@@ -88,7 +92,7 @@ def transformers_config(
         "hidden_act": "silu",
         **biases.get(kind, {}),
         "attention_dropout": 0.0,
-        **({} if kind == "llama" else {"use_sliding_window": False}),
+        **({} if kind == "llama" else window),
         **_rope(config),
         "initializer_range": 0.02,
         "use_cache": True,

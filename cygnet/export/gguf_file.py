@@ -22,14 +22,13 @@ from cygnet.model.rope import rope_frequencies
 from cygnet.model.transformer import Transformer
 from cygnet.text.tokenizer import PATTERN, Tokenizer
 
-QUANTIZATIONS = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-"""What `gguf.quants` can write; K-quants it can only read."""
-_FILE_TYPES = {
+FILE_TYPES = {
     "f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0",
-    "q5_1": "MOSTLY_Q5_1", "q5_0": "MOSTLY_Q5_0", "q4_1": "MOSTLY_Q4_1", "q4_0": "MOSTLY_Q4_0",
+    "q6_k": "MOSTLY_Q6_K", "q5_k": "MOSTLY_Q5_K_S", "q5_1": "MOSTLY_Q5_1", "q5_0": "MOSTLY_Q5_0",
+    "q4_k": "MOSTLY_Q4_K_S", "q4_1": "MOSTLY_Q4_1", "q4_0": "MOSTLY_Q4_0", "q3_k": "MOSTLY_Q3_K_S",
 }  # fmt: skip
-_BLOCK = 32
-"""Weights that share a scale; a row holds whole blocks or stays in f16."""
+"""What can be written, and llama.cpp's names for files of it. `gguf.quants` writes all but the
+K-quants, which it can only read; those are libgguf's."""
 _NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
@@ -54,7 +53,7 @@ def write_gguf(
         model: a Qwen3, Qwen2 or Llama.
         tokenizer: goes into the file, with its chat template.
         path: where to; written in place, so give a temporary one.
-        quantization: one of QUANTIZATIONS, for the matrices; vectors stay float32.
+        quantization: one of FILE_TYPES, for the matrices; vectors stay float32.
         name: what programs show for the model.
 
     Raises:
@@ -67,8 +66,7 @@ def write_gguf(
     _add_sizes(writer, gguf, config, name, quantization)
     _add_tokenizer(writer, gguf, tokenizer, config.vocab_size, splitting)
     for tensor_name, array, kind in _tensors(gguf, model, quantization):
-        raw = gguf.quants.quantize(array, kind)
-        writer.add_tensor(tensor_name, raw, raw_dtype=kind)
+        writer.add_tensor(tensor_name, _quantized(gguf, array, kind), raw_dtype=kind)
     if config.rope_scaling == "llama3":
         plain = config.rope_theta ** -(
             torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
@@ -87,7 +85,7 @@ def rounded(model: Transformer, quantization: str) -> Transformer:
     for name, tensor in model.state_dict().items():
         array = tensor.detach().float().cpu().numpy()
         kind = _kind(gguf, name, array, quantization)
-        back = gguf.quants.dequantize(gguf.quants.quantize(array, kind), kind)
+        back = gguf.quants.dequantize(_quantized(gguf, array, kind), kind)
         weights[name] = torch.from_numpy(np.ascontiguousarray(back, dtype=np.float32)).clone()
     return Transformer.from_weights(model.config, weights, torch.float32)
 
@@ -134,7 +132,7 @@ def _steps(step: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 def _add_sizes(writer: Any, gguf: Any, config: ModelConfig, name: str, quantization: str) -> None:
     writer.add_name(name)
-    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[quantization]])
+    writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[quantization]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position)
@@ -148,6 +146,8 @@ def _add_sizes(writer: Any, gguf: Any, config: ModelConfig, name: str, quantizat
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.head_size)
     writer.add_rope_freq_base(config.rope_theta)
+    if model_type(config) == "qwen2" and config.head_size * config.num_heads != config.hidden_size:
+        raise UserError("gguf: llama.cpp takes a Qwen2 only with heads of hidden_size / num_heads")
     if config.rope_scaling == "llama3" and model_type(config) != "llama":
         raise UserError("gguf: llama.cpp knows llama3's rope_scaling in a Llama alone")
     if config.rope_scaling in ("linear", "yarn"):
@@ -207,11 +207,19 @@ def _kind(gguf: Any, name: str, array: np.ndarray[Any, Any], quantization: str) 
         return kinds.F32
     if quantization in ("f32", "f16", "bf16"):
         return kinds[quantization.upper()]
-    if array.shape[1] % _BLOCK:
-        return kinds.F16
-    # Rounding embeddings and output to 4 or 5 bits costs most and saves least.
+    # Rounding embeddings and output to few bits costs most. Rows hold whole blocks of weights that
+    # share a scale: 256 in K-quants, else 32.
     is_outer = "embed_tokens" in name or "lm_head" in name
-    return kinds.Q8_0 if is_outer else kinds[quantization.upper()]
+    wanted = kinds.Q8_0 if is_outer else kinds[quantization.upper()]
+    fitting = (k for k in (wanted, kinds.Q8_0) if not array.shape[1] % gguf.GGML_QUANT_SIZES[k][0])
+    return next(fitting, kinds.F16)
+
+
+def _quantized(gguf: Any, array: np.ndarray[Any, Any], kind: Any) -> np.ndarray[Any, Any]:
+    """Return the bytes of a tensor in a type, one row of bytes for each row."""
+    if kind.name.endswith("_K"):
+        return require("libgguf", "export").quantize_rows(array, int(kind))
+    return gguf.quants.quantize(array, kind)
 
 
 def _num_rotated_heads(config: ModelConfig, name: str) -> int:
@@ -231,4 +239,3 @@ def _gguf_name(name: str) -> str:
     if layer:
         return f"blk.{layer[1]}.{_NAMES[layer[2]]}.{layer[3]}"
     return f"{_NAMES[name.removesuffix('.weight')]}.weight"
-

@@ -209,7 +209,9 @@ def weight_files(folder: Path) -> list[Path]:
     refuse_pickles(folder)
     index = read_json(folder / INDEX_FILE).get("weight_map")
     if not isinstance(index, dict) or not index:
-        raise UserError(f"{folder}: has neither {WEIGHTS_FILE} nor an {INDEX_FILE} that can be read")
+        raise UserError(
+            f"{folder}: has neither {WEIGHTS_FILE} nor an {INDEX_FILE} that can be read"
+        )
     names = sorted(set(map(str, index.values())))
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():

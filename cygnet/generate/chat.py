@@ -215,23 +215,28 @@ def _command(conversation: Conversation, line: str) -> None:
         conversation.reset()
         print(f"(a new conversation; system prompt: {conversation.system or 'none'})")
     else:
-        conversation.sampling = changed_sampling(conversation.sampling, rest.split())
+        conversation.sampling = changed_sampling(conversation.sampling, rest)
         print("  ".join(f"{name}={getattr(conversation.sampling, name)}" for name in _KINDS))
 
 
-def changed_sampling(sampling: Sampling, assignments: list[str]) -> Sampling:
-    """Return the settings with `name=value` words applied.
+def changed_sampling(sampling: Sampling, assignments: str) -> Sampling:
+    """Return the settings with assignments applied: `temperature=0.5 top_p 0.9`.
 
     Raises:
-        UserError: an unknown name, or a value that is no number or out of its range.
+        UserError: an unknown name, no value, or one that is no number or out of its range.
     """
     values: dict[str, Any] = {}
-    for word in assignments:
-        name, equals, value = word.partition("=")
-        if not equals or name not in _KINDS:
-            raise UserError(f"{word}: expected name=value with a name of {', '.join(_KINDS)}")
+    words = iter(assignments.replace("=", " ").split())
+    for name in words:
+        if name not in _KINDS:
+            known = ", ".join(_KINDS)
+            raise UserError(f"no setting {name!r}{nearest(name, _KINDS)}; there are {known}")
+        value = next(words, None)
+        if value is None:
+            raise UserError(f"{name}: give a value, such as {name}={getattr(Sampling(), name)}")
         try:
             values[name] = None if (name, value) == ("seed", "none") else _KINDS[name](value)
         except ValueError as error:
-            raise UserError(f"{name}: {value!r} is no {_KINDS[name].__name__}") from error
+            wanted = "a whole number" if _KINDS[name] is int else "a number"
+            raise UserError(f"{name}: {value!r} is not {wanted}") from error
     return dataclasses.replace(sampling, **values)

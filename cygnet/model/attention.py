@@ -33,8 +33,15 @@ def attention(
     Returns:
         (B, N, T, H), the dtype of the queries.
     """
-    if q_BNTH.device.type == "cpu":
-        return blocked_attention(q_BNTH, k_BKTH, v_BKTH, document_ids_BT)
+    on_cpu = q_BNTH.device.type == "cpu"
+    attend = blocked_attention if on_cpu else fused_attention
+    return attend(q_BNTH, k_BKTH, v_BKTH, document_ids_BT)
+
+
+def fused_attention(
+    q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, document_ids_BT: Tensor | None
+) -> Tensor:
+    """Compute `attention` with torch's own kernels; the arguments and the result are the same."""
     if document_ids_BT is None:
         return F.scaled_dot_product_attention(
             q_BNTH, k_BKTH, v_BKTH, is_causal=True, enable_gqa=True

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100
-"""A label that asks for no loss."""
+from cygnet.text.loader import IGNORE
+
 CHUNK_POSITIONS = 2048
 Kernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -75,9 +75,16 @@ def linear_cross_entropy(
         hidden_MD: (M, D) hidden states in the compute dtype.
         weight_VD: (V, D) output matrix.
         labels_M: (M,) int64 token ids; IGNORE asks for no loss.
-        kernel: `softmax_gradient`, or that function compiled.
+        kernel: `softmax_gradient`, or that function compiled; not used where no gradient is wanted.
     """
-    return _LinearCrossEntropy.apply(hidden_MD, weight_VD, labels_M, kernel)
+    if torch.is_grad_enabled():
+        return _LinearCrossEntropy.apply(hidden_MD, weight_VD, labels_M, kernel)
+    weight = weight_VD.to(hidden_MD.dtype)
+    chunks = zip(hidden_MD.split(CHUNK_POSITIONS), labels_M.split(CHUNK_POSITIONS), strict=True)
+    total = torch.zeros((), dtype=torch.float32, device=hidden_MD.device)
+    for hidden, labels in chunks:
+        total -= token_log_probs(F.linear(hidden, weight).float(), labels).sum()
+    return total
 
 
 def token_log_probs(logits_MV: Tensor, labels_M: Tensor) -> Tensor:

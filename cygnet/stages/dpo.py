@@ -27,17 +27,19 @@ from cygnet.config import TrainConfig
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.errors import UserError
 from cygnet.files import sha256_file, write_atomic
-from cygnet.model.loss import CHUNK_POSITIONS, IGNORE, token_log_probs
+from cygnet.model.loss import CHUNK_POSITIONS, token_log_probs
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say, track
 from cygnet.stages.launch import load_start, train_and_save
 from cygnet.stages.pairs import read_pairs
 from cygnet.stages.pretrain import check_context
+from cygnet.stages.samples import Prompts
 from cygnet.text.chat import encode_chat
-from cygnet.text.loader import PADDING, Batch, permute
+from cygnet.text.loader import IGNORE, PADDING, Batch, permute
 from cygnet.text.packing import packing_plan
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.hardware import find_hardware
+from cygnet.train.stage import Call
 
 REFERENCE_ROWS = 8
 
@@ -109,16 +111,19 @@ class PairRows:
     Attributes:
         rows: the whole set as one batch.
         num_pairs: pairs kept.
-        skipped: pairs that do not fit a row.
+        skipped: which pairs do not fit a row.
+        needed: positions that each pair fills.
         numbers: for each row, which of the pairs it holds.
     """
 
     def __init__(self, pairs: list[dict[str, Any]], tokenizer: Tokenizer, seq_len: int) -> None:
         encoded = [document for pair in pairs for document in encode_pair(tokenizer, pair)]
         lengths = [len(ids) - 1 for ids, _ in encoded]
-        fits = [i for i in range(len(pairs)) if lengths[2 * i] + lengths[2 * i + 1] <= seq_len]
-        self.num_pairs, self.skipped = len(fits), len(pairs) - len(fits)
-        sizes = [lengths[2 * i] + lengths[2 * i + 1] + 1 for i in fits]
+        self.needed = [sum(lengths[2 * i : 2 * i + 2]) for i in range(len(pairs))]
+        fits = [i for i, needed in enumerate(self.needed) if needed <= seq_len]
+        self.skipped = [i for i, needed in enumerate(self.needed) if needed > seq_len]
+        self.num_pairs = len(fits)
+        sizes = [self.needed[i] + 1 for i in fits]
         plan = packing_plan(np.cumsum([0, *sizes]).astype(np.uint64), seq_len, may_cut=False)
         first_token = np.cumsum([0, *sizes])
         shape = (plan.num_rows, seq_len)
@@ -208,7 +213,8 @@ class DpoStage:
         train, heldout: all pairs; the latter may hold none.
         train_config: rows per batch and seed.
         config: the loss.
-        numbers: for each row of `train`, which pairs of the file it holds; for `describe`.
+        sources: for each row of `train`, where its pairs were read; for `describe`.
+        prompts: what is asked while it trains.
     """
 
     name = "dpo"
@@ -219,10 +225,11 @@ class DpoStage:
         heldout: PairBatch,
         train_config: TrainConfig,
         config: DpoConfig,
-        numbers: Sequence[Sequence[int]] = (),
+        sources: Sequence[Sequence[str]] = (),
+        prompts: Prompts | None = None,
     ) -> None:
-        self.train, self.heldout_pairs = train, heldout
-        self.numbers = numbers
+        self.train, self.heldout_pairs, self.prompts = train, heldout, prompts
+        self.sources = sources
         self.config, self.seed = config, train_config.seed
         self.num_rows = len(train.tokens)
         self.rows_per_batch = min(train_config.rows_per_batch, self.num_rows)
@@ -261,12 +268,11 @@ class DpoStage:
         return total, {name: value.detach().sum() for name, value in metrics.items()}
 
     def describe(self, number: int, row: int) -> str:
-        """Name the row's pairs by their lines in the file."""
+        """Name the row's pairs by where they were read."""
         place = int(self._places(number)[row])
-        if not self.numbers:
+        if not self.sources:
             return f"row {place} of the packed pairs"
-        pairs = self.numbers[place]
-        return f"the pairs in lines {', '.join(str(pair + 1) for pair in pairs)} of {TRAIN}"
+        return f"the pairs of {', '.join(self.sources[place])}"
 
     def heldout(self, model: Transformer) -> dict[str, float]:
         """Return loss, accuracy and margin on the held-out pairs."""
@@ -278,6 +284,10 @@ class DpoStage:
             for name, value in {"loss": total, **metrics}.items():
                 sums[f"heldout_{name}"] = sums.get(f"heldout_{name}", 0.0) + float(value) / pairs
         return sums
+
+    def samples(self, call: Call) -> list[dict[str, Any]]:
+        """Return what the model answers to some held-out prompts."""
+        return self.prompts.answered(call) if self.prompts else []
 
     def _places(self, number: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         first = number * self.rows_per_batch
@@ -354,19 +364,53 @@ def dpo(
     def stage() -> DpoStage:
         hardware = find_hardware(config)
         model.to(hardware.device).compute_dtype = hardware.dtype
-        packed, numbers = [], []
+        packed, sources = [], []
+        pairs = {name: read_pairs(path) for name, path in files.items()}
         for name, path in files.items():
-            found = PairRows(read_pairs(path), tokenizer, config.max_seq_len)
-            if found.skipped:
-                say(f"dpo: {found.skipped} pairs of {name} are longer than max_seq_len, skipped")
+            rows = pairs[name]
+            found = PairRows(rows, tokenizer, config.max_seq_len)
             if name == TRAIN and not found.num_pairs:
-                raise UserError(f"{path}: no pair fits max_seq_len {config.max_seq_len}; raise it")
+                raise UserError(_why_none_fits(path, found, config, model.config.max_position))
+            places = [row.get("source", f"line {n} of {name}") for n, row in enumerate(rows, 1)]
+            if found.skipped:
+                _say_skipped(name, found, places)
             rounding = f"{config.max_seq_len} {hardware.dtype_name}"
             what = (start_hash, tokenizer.hash, sha256_file(path), rounding)
             key = hashlib.sha256("/".join(what).encode()).hexdigest()[:16]
             log_probs = reference_log_probs(model, found.rows, cache / f"{key}.npy")
             packed.append(with_reference(found.rows, log_probs))
-            numbers.append(found.numbers)
-        return DpoStage(packed[0], packed[1], config, preference, numbers[0])
+            sources.append([[places[pair] for pair in row] for row in found.numbers])
+        prompts = _asked(tokenizer, pairs[HELDOUT], config.max_seq_len)
+        return DpoStage(packed[0], packed[1], config, preference, sources[0], prompts)
 
     return train_and_save("dpo", model, tokenizer, stage, config, run, inputs, renew)
+
+
+def _say_skipped(name: str, found: PairRows, places: Sequence[str]) -> None:
+    say(
+        f"dpo: {len(found.skipped)} of {len(places)} pairs of {name} are longer than max_seq_len "
+        f"and skipped, first {places[found.skipped[0]]} (the longest needs {max(found.needed)})"
+    )
+
+
+def _why_none_fits(path: Path, found: PairRows, config: TrainConfig, max_position: int) -> str:
+    if not found.needed:
+        return f"{path}: holds no pair; give some"
+    shortest = min(found.needed)
+    said = f"{path}: no pair fits max_seq_len {config.max_seq_len}, with both answers in one row"
+    if shortest > max_position:
+        return (
+            f"{said}: the shortest needs {shortest}, and the model's max_position is "
+            f"{max_position}; give shorter pairs"
+        )
+    return (
+        f"{said}; raise it: --max_seq_len {shortest} holds the shortest pair, "
+        f"--max_seq_len {max(found.needed)} all"
+    )
+
+
+def _asked(tokenizer: Tokenizer, pairs: Sequence[dict[str, Any]], room: int) -> Prompts:
+    """Return the first prompts of some pairs, of which several may share one."""
+    asked = {str(pair["prompt"]): pair["prompt"] for pair in pairs}.values()
+    encoded = (encode_chat(tokenizer, messages, add_generation_prompt=True) for messages in asked)
+    return Prompts(tokenizer, (chat.ids for chat in encoded), room)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cygnet.config import TrainConfig
+from cygnet.config import TrainConfig, plain
 from cygnet.export.huggingface import find_model, load_folder, save_folder
 from cygnet.files import sha256_file
 from cygnet.model.transformer import Transformer
@@ -15,8 +18,8 @@ from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.checkpoint import Checkpoint, newest_checkpoint
 from cygnet.train.engine import Engine
 from cygnet.train.hardware import choose_device
-from cygnet.train.parallel.group import connect, first, on_rank_zero, world
-from cygnet.train.run_folder import changes, is_finished, keep_aside, plain
+from cygnet.train.parallel.group import connect, first, is_restart, on_rank_zero, world
+from cygnet.train.run_folder import changes, hold, is_finished, keep_aside
 from cygnet.train.stage import Stage
 
 
@@ -43,24 +46,42 @@ def train_and_save(
         run: the run folder.
         inputs: hashes and settings of all else that decides the result.
         renew: keep a run with other settings aside and start anew, rather than refuse.
+
+    Raises:
+        UserError: another run is writing into the folder, or what `Engine.train` raises.
     """
     origin = {"stage": name, "model": plain(model.config), "inputs": inputs}
     connect(config.timeout_s)
     choose_device(config.device)  # before anything is moved
-    if config.resume != "never" and is_finished(run, origin, config):
-        say(f"{name}: up to date, nothing to do ({run})")
+    if config.resume == "never" and is_restart():
+        config = dataclasses.replace(config, resume="auto")  # the job itself has begun this run
+    with _only_writer(run):
+        # Rank 0 looks for all: what it does next would change what the others find.
+        if on_rank_zero(lambda: config.resume != "never" and is_finished(run, origin, config)):
+            say(f"{name}: up to date, nothing to do ({run})")
+            return run / "model"
+        if renew:
+            on_rank_zero(lambda: _keep_if_changed(name, run, origin, config))
+        with first(f"the data of {name}", config.timeout_s):
+            stage = make_stage()
+        Engine(model, stage, config, run, origin).train()
+        on_rank_zero(lambda: _save(model, tokenizer, run))
         return run / "model"
-    if renew and (run / "config.yaml").exists():
-        on_rank_zero(lambda: _keep_if_changed(name, run, origin, config))
-    with first(f"the data of {name}", config.timeout_s):
-        stage = make_stage()
-    Engine(model, stage, config, run, origin).train()
-    on_rank_zero(lambda: _save(model, tokenizer, run))
-    return run / "model"
+
+
+@contextmanager
+def _only_writer(run: Path) -> Iterator[None]:
+    held: list[int] = []
+    on_rank_zero(lambda: held.append(hold(run)))
+    try:
+        yield
+    finally:
+        for handle in held:
+            os.close(handle)
 
 
 def _keep_if_changed(name: str, run: Path, origin: dict[str, Any], config: TrainConfig) -> None:
-    changed = changes(run, origin, config)
+    changed = changes(run, origin, config) if (run / "config.yaml").exists() else []
     if changed:
         say(f"{name}: made again, for {'; '.join(changed)}")
         keep_aside(run)

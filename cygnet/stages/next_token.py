@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,12 +11,15 @@ from torch import Tensor
 from cygnet.config import TrainConfig
 from cygnet.model.loss import Kernel, linear_cross_entropy, softmax_gradient
 from cygnet.model.transformer import Transformer
+from cygnet.stages.samples import held_out_prompts
 from cygnet.text.loader import Batch, PackedLoader
 from cygnet.text.shards import ShardReader
+from cygnet.text.tokenizer import Tokenizer
+from cygnet.train.planner import HELDOUT_ROWS_AT_ONCE
+from cygnet.train.stage import Call
 
 HELDOUT_TOKENS = 32_768
 """Held-out tokens looked at during training; the evaluation after it reads all."""
-HELDOUT_ROWS_AT_ONCE = 16
 
 
 class NextTokenStage:
@@ -26,6 +30,7 @@ class NextTokenStage:
         train: shards to learn from.
         heldout: shards that are only looked at; none where there are none.
         config: rows per batch, row length, seed.
+        tokenizer: of the shards; without it no samples are given.
     """
 
     def __init__(
@@ -34,11 +39,13 @@ class NextTokenStage:
         train: ShardReader,
         heldout: ShardReader | None,
         config: TrainConfig,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.name = name
         self.loader = PackedLoader(train, config.rows_per_batch, config.max_seq_len, config.seed)
         self.batches_per_epoch = self.loader.batches_per_epoch
         self.kernel: Kernel = softmax_gradient
+        self.prompts = tokenizer and held_out_prompts(tokenizer, heldout, config.max_seq_len)
         self.heldout_batches: list[Batch] = []
         if heldout is not None:
             rows = PackedLoader(heldout, HELDOUT_ROWS_AT_ONCE, config.max_seq_len, config.seed)
@@ -81,6 +88,10 @@ class NextTokenStage:
             total += float(self.loss(model, rows)[0])
             labels += rows.num_labels
         return {"heldout_loss": total / labels}
+
+    def samples(self, call: Call) -> list[dict[str, Any]]:
+        """Return how the model goes on from the beginnings of some held-out documents."""
+        return self.prompts.answered(call) if self.prompts else []
 
 
 def open_shards(folder: Path, tokenizer_hash: str) -> tuple[ShardReader, ShardReader | None]:

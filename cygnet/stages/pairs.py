@@ -16,10 +16,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.corpus.small_talk import KIND as SMALL_TALK
 from cygnet.errors import UserError
 from cygnet.files import JsonlWriter, folder_atomic, open_bytes, read_jsonl, write_json
 from cygnet.generate.generator import Generator
@@ -28,6 +30,7 @@ from cygnet.messages import validate
 from cygnet.progress import say
 from cygnet.text.chat import encode_chat
 from cygnet.text.forms import is_poem_of_form
+from cygnet.text.tokenizer import Tokenizer
 
 Row = dict[str, Any]
 OWN_HELDOUT_SHARE = 0.05
@@ -73,34 +76,41 @@ class PairConfig:
 
 
 def build_pairs(
-    instructions: Path, generator: Generator, out: Path, config: PairConfig
+    instructions: Path, generator: Generator, out: Path, config: PairConfig, max_seq_len: int
 ) -> dict[str, dict[str, int]]:
     """Write `train.jsonl.zst`, `heldout.jsonl.zst` and a manifest to the folder `out`.
 
-    A row is {"prompt": messages, "chosen", "rejected", "kind", "why"}. Held-out pairs come from
-    held-out instructions. Returns how many pairs of each kind there are in each file.
+    A row is {"prompt": messages, "chosen", "rejected", "kind", "why"}, and `source` where that of
+    the instruction is known. Held-out pairs come from held-out instructions. Returns how many pairs
+    of each kind there are in each file.
+
+    Args:
+        instructions: as `build_instructions` writes them.
+        generator: the model that answers.
+        out: replaced if it is there.
+        config: how many pairs.
+        max_seq_len: positions in a row, which holds both answers of a pair; the model is not asked
+            what cannot lead to a pair that fits.
 
     Raises:
-        NoPairsError: no pair could be made for training.
+        NoPairsError: no pair could be made for training, or none that fits.
     """
     counts = {}
     with folder_atomic(out) as folder:
         for name, share in ((TRAIN, 1.0), (HELDOUT, config.heldout_share)):
+            room = _Room(generator.tokenizer, max_seq_len, config.max_new_tokens)
             rows = list(read_jsonl(instructions / name))
             pairs = [
-                *_sampled_pairs(rows, generator, config, share),
-                *_recipes(rows, config, share),
+                *_sampled_pairs(rows, generator, config, share, room),
+                *_recipes(rows, config, share, room),
             ]
             pairs.sort(key=lambda pair: _hash(config.seed, pair))
             counts[name] = dict(Counter(pair["why"] for pair in pairs))
+            if name == TRAIN and not pairs:
+                raise NoPairsError(f"{instructions}: {room.why_no_pair()}")
             with JsonlWriter(folder / name) as writer:
                 for pair in pairs:
                     writer.write(pair)
-        if not counts[TRAIN]:
-            raise NoPairsError(
-                f"{instructions}: no preference pair could be made from these instructions; raise "
-                "pairs.num_poem_prompts, pairs.num_recipe_pairs or pairs.num_own_prompts"
-            )
         write_json(folder / "manifest.json", {"counts": counts})
     told = "; ".join(f"{count} {why}" for why, count in sorted(counts[TRAIN].items()))
     say(f"pairs: {sum(counts[TRAIN].values())} to train on ({told})")
@@ -118,7 +128,11 @@ def take_pairs(paths: Sequence[str], out: Path) -> Path:
         UserError: a file cannot be read, a row is no pair (names file and line), or all pairs
             have one prompt, so that none can be held out.
     """
-    rows = [row for path in paths for row in read_pairs(Path(path))]
+    rows = [
+        row | {"source": f"{Path(path).name}:{line}"}
+        for path in paths
+        for line, row in _numbered_pairs(Path(path))
+    ]
     keys = sorted({_hash(row["prompt"]) for row in rows})
     if len(keys) < 2:
         raise UserError(f"{', '.join(paths)}: pairs of at least two prompts are needed")
@@ -139,6 +153,10 @@ def read_pairs(path: Path) -> list[Row]:
         UserError: the file cannot be read, a line is no JSON, a row lacks `prompt`, `chosen` or
             `rejected`, or its prompt is no conversation; names file and line.
     """
+    return [row for _, row in _numbered_pairs(path)]
+
+
+def _numbered_pairs(path: Path) -> list[tuple[int, Row]]:
     pairs = []
     try:
         with open_bytes(path) as file:
@@ -163,20 +181,56 @@ def read_pairs(path: Path) -> list[Row]:
                 validate([*row["prompt"], {"role": "assistant", "content": row[name]}])
             except (UserError, TypeError, AttributeError) as error:
                 raise UserError(f"{where}: `{name}`: {error}") from error
-        pairs.append(row)
+        pairs.append((number, row))
     return pairs
 
 
+class _Room:
+    """Whether a pair of an instruction can fit a row, and what those that cannot would need."""
+
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, answer_tokens: int) -> None:
+        self.tokenizer, self.seq_len, self.answer_tokens = tokenizer, seq_len, answer_tokens
+        self.shortest: int | None = None
+
+    def first(self, rows: Sequence[Row], count: int) -> list[Row]:
+        """Return the first `count` rows of which a pair can fit."""
+        return list(islice((row for row in rows if self._can_hold(row)), count))
+
+    def _can_hold(self, row: Row) -> bool:
+        prompt = encode_chat(self.tokenizer, row["messages"][:-1], add_generation_prompt=True).ids
+        # The chosen answer with its prompt, and the prompt again with the least of answers.
+        needed = len(encode_chat(self.tokenizer, row["messages"]).ids) + len(prompt)
+        if needed <= self.seq_len:
+            return True
+        # What is certain to hold the longest answer too.
+        needed += self.answer_tokens
+        self.shortest = min(needed, self.shortest or needed)
+        return False
+
+    def why_no_pair(self) -> str:
+        """Say what to do where there is no pair at all."""
+        if self.shortest is not None:
+            return (
+                f"no preference pair fits max_seq_len {self.seq_len}, where both answers stand in "
+                f"one row; give --max_seq_len {self.shortest} or more"
+            )
+        return (
+            "no preference pair could be made from these instructions; raise "
+            "pairs.num_poem_prompts, pairs.num_recipe_pairs or pairs.num_own_prompts"
+        )
+
+
 def _sampled_pairs(
-    rows: Sequence[Row], generator: Generator, config: PairConfig, share: float
+    rows: Sequence[Row], generator: Generator, config: PairConfig, share: float, room: _Room
 ) -> Iterator[Row]:
     """Let the model answer, and judge."""
-    asked = [row for row in rows if "form" in row][: round(config.num_poem_prompts * share)]
     answered = [row for row in rows if _ends_with_answer(row["messages"])]
+    poems = [row for row in answered if "form" in row]
+    asked = room.first(poems, round(config.num_poem_prompts * share))
     own = [row for row in answered if row["kind"] in ("continuation", "chat")]
     if not asked:
-        own = own or [row for row in answered if row["kind"] != "small talk"]
-    asked += own[: round(config.num_own_prompts * share)]
+        own = own or [row for row in answered if row["kind"] != SMALL_TALK]
+    asked += room.first(own, round(config.num_own_prompts * share))
     prompts = [
         encode_chat(generator.tokenizer, row["messages"][:-1], add_generation_prompt=True).ids
         for row in asked
@@ -225,12 +279,11 @@ def _own_pairs(row: Row, answers: Sequence[str]) -> Iterator[Row]:
             yield _pair(row, real, answer, "real answer over the model's own")
 
 
-def _recipes(rows: Sequence[Row], config: PairConfig, share: float) -> Iterator[Row]:
+def _recipes(rows: Sequence[Row], config: PairConfig, share: float, room: _Room) -> Iterator[Row]:
     recipes = [row for row in rows if row["kind"] == "recipe"]
-    wanted = round(config.num_recipe_pairs * share)
-    for number, row in enumerate(recipes[:wanted]):
+    for row in room.first(recipes, round(config.num_recipe_pairs * share)):
         real = row["messages"][-1]["content"]
-        other = recipes[(number + 1) % len(recipes)]["messages"][-1]["content"]
+        other = recipes[(recipes.index(row) + 1) % len(recipes)]["messages"][-1]["content"]
         chooser = random.Random(_hash(config.seed, row["subject"]))
         ways = (_shuffle_steps, _drop_part, _swap_ingredients)
         for way in chooser.sample(ways, len(ways)):
@@ -265,7 +318,7 @@ def _swap_ingredients(text: str, other: str, chooser: random.Random) -> tuple[st
 
 
 def _pair(row: Row, chosen: str, rejected: str, why: str) -> Row:
-    kept = {"form": row["form"]} if "form" in row else {}
+    kept: Row = {name: row[name] for name in ("form", "source") if name in row}
     return {
         "prompt": row["messages"][:-1],
         "chosen": chosen,

@@ -57,7 +57,7 @@ def pretrain(
     def stage() -> NextTokenStage:
         for split in (TRAIN, HELDOUT):
             tokenize_documents(data / split, tokenizer, shards / split.partition(".")[0])
-        return NextTokenStage("pretrain", *open_shards(shards, tokenizer.hash), config)
+        return NextTokenStage("pretrain", *open_shards(shards, tokenizer.hash), config, tokenizer)
 
     return train_and_save("pretrain", model, tokenizer, stage, config, run, inputs, renew)
 

@@ -42,6 +42,6 @@ def sft(
         for split in (TRAIN, HELDOUT):
             rows = shards / split.partition(".")[0]
             tokenize_conversations(instructions / split, tokenizer, rows, config.max_seq_len)
-        return NextTokenStage("sft", *open_shards(shards, tokenizer.hash), config)
+        return NextTokenStage("sft", *open_shards(shards, tokenizer.hash), config, tokenizer)
 
     return train_and_save("sft", model, tokenizer, stage, config, run, inputs, renew)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-POEM_FORMS = {"五言绝句": (4, 5), "七言绝句": (4, 7), "五言律诗": (8, 5), "七言律诗": (8, 7)}
-"""Name of the form: lines, characters in a line."""
+from cygnet.han import HAN, POEM_FORMS
 
-_HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
-_HAN_CHARACTER = re.compile(f"[{_HAN}]")
+_HAN_CHARACTER = re.compile(f"[{HAN}]")
 _CLAUSE_END = re.compile(r"[，。！？；：、,.!?;:\n]")
-_OTHER_WORD = re.compile(f"[^\\W{_HAN}]")
-_UNIT = re.compile(f"[{_HAN}]|[^\\W{_HAN}]+|[^\\w\\s]")
+_OTHER_WORD = re.compile(f"[^\\W{HAN}]")
+_UNIT = re.compile(f"[{HAN}]|[^\\W{HAN}]+|[^\\w\\s]")
 
 _HEADING = re.compile(r"^#{1,6}\s*(.+?)\s*$", re.MULTILINE)
 _BULLET = re.compile(r"^\s*[-*•]\s+(.+)$", re.MULTILINE)
@@ -105,15 +102,6 @@ def repetition_rate(text: str) -> float:
     """
     grams = _ngrams(text, NGRAM)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def distinct_n(texts: Iterable[str], n: int) -> float:
-    """Return distinct n-grams over all n-grams of the texts together; 0 where there is none.
-
-    Li et al. 2016, "A Diversity-Promoting Objective Function", arXiv 1510.03055, section 5.2.
-    """
-    grams = [gram for text in texts for gram in _ngrams(text, n)]
-    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def text_units(text: str) -> list[str]:

@@ -16,7 +16,9 @@ from cygnet.text.packing import Int64, cached_plan
 from cygnet.text.shards import ShardReader
 
 IGNORE = -100
+"""A label that asks for no loss."""
 PADDING = -1
+"""The document of a position without a token."""
 _FEISTEL_ROUNDS = 4
 
 

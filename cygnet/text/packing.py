@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cygnet.errors import UserError
 from cygnet.files import write_atomic
+from cygnet.progress import say
 from cygnet.text.shards import Shard
 
 WINDOW_DOCUMENTS = 2**16
@@ -103,6 +104,8 @@ def cached_plan(shard: Shard, row_length: int) -> PackingPlan:
     path = shard.path.with_suffix(f".rows_{row_length}_v{_VERSION}.npy")
     if plan := _read_plan(path):
         return plan
+    if path.is_file():
+        say(f"{path}: damaged; packed again")
     plan = packing_plan(shard.offsets, row_length, may_cut=shard.labels is None)
     content = np.concatenate([[plan.num_rows], plan.row_offsets, plan.starts, plan.lengths])
     file = io.BytesIO()

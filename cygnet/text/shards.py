@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from cygnet.errors import UserError
 from cygnet.files import folder_atomic, sha256_file, write_json
+from cygnet.progress import say
 
 FORMAT_VERSION = 1
 SHARD_TOKENS = 2**28
@@ -110,14 +110,22 @@ def recorded_source(
 ) -> dict[str, Any] | None:
     """Return what the manifest says of the source, if whole shards were made from just it.
 
-    None where there are no shards, a damaged one, another tokenizer's or another source's.
+    None where there are no shards, a damaged one, another tokenizer's or another source's; of
+    shards that are there, it is said why they are made again.
     """
+    if not folder.exists():
+        return None
     try:
         recorded: dict[str, Any] = ShardReader(folder, tokenizer_hash).manifest["source"]
-    except UserError:
+    except UserError as error:
+        say(f"tokens: made again, for {str(error).partition('; ')[0]}")
         return None
-    same = all(recorded.get(name) == value for name, value in source.items())
-    return recorded if same else None
+    changed = [name for name, value in source.items() if recorded.get(name) != value]
+    if not changed:
+        return recorded
+    what = "its text changed" if "sha256" in changed else f"{' and '.join(changed)} changed"
+    say(f"{folder}: tokens made again, for {what}")
+    return None
 
 
 def write_shards(
@@ -175,7 +183,6 @@ class ShardReader:
 
     Attributes:
         manifest, shards, num_tokens, num_documents, has_labels: as the manifest has them.
-        hash: SHA-256 of the manifest: equal if and only if the tokens are.
 
     Raises:
         UserError: no shards there, another tokenizer's, or a damaged file; names which.
@@ -187,8 +194,8 @@ class ShardReader:
         made_with = self.manifest["tokenizer_hash"]
         if tokenizer_hash is not None and made_with != tokenizer_hash:
             raise UserError(
-                f"{folder}: made with tokenizer {made_with[:12]}, but the tokenizer in use is "
-                f"{tokenizer_hash[:12]}; tokenize the text again"
+                f"{folder}: made with another tokenizer ({made_with[:12]}) than the one in use "
+                f"({tokenizer_hash[:12]}); tokenize the text again"
             )
         self.num_tokens: int = self.manifest["num_tokens"]
         self.num_documents: int = self.manifest["num_documents"]
@@ -210,11 +217,6 @@ class ShardReader:
                 return shard.tokens[span], None if shard.labels is None else shard.labels[span]
             number -= len(shard.offsets) - 1
         raise IndexError(number)
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 of the manifest, and so of all tokens."""
-        return sha256_file(self.folder / _MANIFEST)
 
     def _read_manifest(self) -> dict[str, Any]:
         path = self.folder / _MANIFEST

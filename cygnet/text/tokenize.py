@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cygnet.errors import UserError
 from cygnet.files import folder_atomic, read_jsonl, sha256_file
-from cygnet.messages import Message, parse_messages, validate
+from cygnet.messages import Message, parse_messages, validate, why_no_conversation
 from cygnet.progress import say, track
 from cygnet.text.chat import EncodedChat, encode_chat, encode_chats
 from cygnet.text.shards import SHARD_TOKENS, ShardWriter, recorded_source, token_dtype, write_shards
@@ -79,6 +79,14 @@ def _append_sorted(
         writer.append(np.concatenate(spans), lengths[chosen])
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a row was read: in the person's own file, where that is known, or in a derived one."""
+
+    name: str
+    is_own: bool
+
+
 @dataclass(slots=True)
 class ConversationSummary:
     """What became of the rows of a conversation file."""
@@ -96,12 +104,20 @@ class ConversationSummary:
     num_without_label: int = 0
     """Skipped: nothing in it to learn."""
     problems: list[str] = field(default_factory=list)
-    """The first 20 rows that were cut or skipped: file:line and why."""
+    """The first 20 rows that were cut or skipped: the person's file:line where it is known, else
+    that of the file read, and why."""
 
-    def note(self, where: str, why: str) -> None:
+    num_own_named: int = 0
+    """Of them, those of the person's own files; they come first."""
+
+    def note(self, where: _Place, why: str) -> None:
         """Name a row, while there is room."""
-        if len(self.problems) < NAMED_ROWS:
-            self.problems.append(f"{where}: {why}")
+        if where.is_own:
+            self.problems.insert(self.num_own_named, f"{where.name}: {why}")
+            self.num_own_named = min(self.num_own_named + 1, NAMED_ROWS)
+        else:
+            self.problems.append(f"{where.name}: {why}")
+        del self.problems[NAMED_ROWS:]
 
     def report(self) -> str:
         """Return one line of what was cut or skipped, or an empty string."""
@@ -128,7 +144,7 @@ def tokenize_conversations(
     `source`.
 
     Args:
-        conversations: JSON lines.
+        conversations: JSON lines; a row's `source` says where it was read first.
         tokenizer: of the model to be trained.
         out: folder, replaced if it is there.
         max_seq_len: positions in a row; a longer conversation loses its last turns.
@@ -164,10 +180,11 @@ def _encode_chunk(
     max_seq_len: int,
     summary: ConversationSummary,
 ) -> list[tuple[list[int], list[bool]]]:
-    usable: list[tuple[str, list[Message], Any]] = []
+    usable: list[tuple[_Place, list[Message], Any]] = []
     for line, row in chunk:
         summary.num_rows += 1
-        where = f"{name}:{line}"
+        source = row.get("source")
+        where = _Place(source or f"{name}:{line}", bool(source))
         try:
             usable.append((where, _conversation(row), row.get("tools") or None))
         except UserError as error:
@@ -193,13 +210,17 @@ def _encode_chunk(
 def _conversation(row: Mapping[str, Any]) -> list[Message]:
     messages = parse_messages(row)
     if messages is None:
-        raise UserError(f"no conversation; its fields are {', '.join(row) or 'none'}")
+        why = (
+            why_no_conversation(row)
+            or f"no conversation; its fields are {', '.join(row) or 'none'}"
+        )
+        raise UserError(why)
     validate(messages)
     return messages
 
 
 def _fit(
-    where: str,
+    where: _Place,
     messages: list[Message],
     tools: Any,
     chat: EncodedChat,

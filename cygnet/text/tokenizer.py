@@ -23,7 +23,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from cygnet.errors import UserError
-from cygnet.files import folder_atomic, read_json, read_jsonl, write_atomic, write_json
+from cygnet.files import read_json, read_jsonl, write_atomic, write_json
 from cygnet.progress import say, track
 
 SPECIAL_TOKENS = (
@@ -288,8 +288,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 6400) -> Tokenizer:
 def make_tokenizer(
     documents: Path, out: Path, vocab_size: int = 6400, heldout: Path | None = None
 ) -> Tokenizer:
-    """Train on the `text` of clean documents and write the folder `out`, `report.json` in it.
+    """Train on the `text` of clean documents and write it to the folder `out`, with `report.json`.
 
+    Other files of the folder stay as they are.
     The report holds UTF-8 bytes per token by domain, of the held-out documents where given.
     """
     texts = (row["text"] for row in track(read_jsonl(documents), "tokenizer"))
@@ -297,14 +298,13 @@ def make_tokenizer(
     texts_by_domain: dict[str, list[str]] = {}
     for row in read_jsonl(heldout or documents):
         texts_by_domain.setdefault(row["domain"], []).append(row["text"])
-    with folder_atomic(out) as folder:
-        tokenizer.save(folder)
-        report = {
-            "vocab_size": tokenizer.vocab_size,
-            "hash": tokenizer.hash,
-            "bytes_per_token": bytes_per_token(tokenizer, texts_by_domain),
-        }
-        write_json(folder / "report.json", report)
+    tokenizer.save(out)
+    report = {
+        "vocab_size": tokenizer.vocab_size,
+        "hash": tokenizer.hash,
+        "bytes_per_token": bytes_per_token(tokenizer, texts_by_domain),
+    }
+    write_json(out / "report.json", report)
     return tokenizer
 
 

@@ -26,7 +26,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,6 @@ from cygnet.files import fsync, read_json, sha256_file, write_json
 from cygnet.progress import say
 
 STATE, MANIFEST = "state.json", "manifest.json"
-OTHERS_TIMEOUT_S = 600.0
-"""How long rank 0 waits for the other processes' files before it gives a checkpoint up."""
 POLL_S = 0.02
 Read = Callable[[str, int, int, int], Tensor]
 """(kind/parameter, dim, start, length) -> that part of the tensor."""
@@ -84,11 +82,20 @@ class CheckpointWriter:
         keep: how many checkpoints stay.
         rank, size: this process among those of the run.
         attempt: a word that the processes share and that no earlier attempt had.
+        timeout_s: how long rank 0 waits for the other processes' files.
     """
 
-    def __init__(self, folder: Path, keep: int, rank: int = 0, size: int = 1, attempt: str = "0"):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        rank: int = 0,
+        size: int = 1,
+        attempt: str = "0",
+        timeout_s: float = 600.0,
+    ) -> None:
         self.folder, self.keep, self.rank, self.size = folder, keep, rank, size
-        self.attempt = attempt
+        self.attempt, self.timeout_s = attempt, timeout_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         if rank == 0:
@@ -143,11 +150,14 @@ class CheckpointWriter:
                 _rename(hidden, target)
                 # A damaged one may have a higher number; what was just written stays.
                 others = [p for p in sorted(self.folder.glob("step_*")) if p != target]
-                for old in others[: len(others) - (self.keep - 1)]:
+                for old in others[: max(len(others) - (self.keep - 1), 0)]:
                     shutil.rmtree(old)
         except (OSError, SafetensorError) as error:
             if self.size == 1:
                 shutil.rmtree(hidden, ignore_errors=True)
+            elif self.rank:
+                with suppress(OSError):  # rank 0 need not wait for this file
+                    write_json(hidden / f"{name}.json", {"failed": str(error)})
             newest = max((path.name for path in self.folder.glob("step_*")), default=None)
             stands = f"{newest} still stands" if newest else "there is no earlier one"
             raise UserError(
@@ -156,13 +166,18 @@ class CheckpointWriter:
             ) from error
 
     def _wait_for_others(self, hidden: Path) -> None:
-        give_up = time.monotonic() + OTHERS_TIMEOUT_S
+        give_up = time.monotonic() + self.timeout_s
         waiting = set(range(self.size))
         while waiting:
-            waiting = {r for r in waiting if not (hidden / f"rank_{r:05d}.json").exists()}
-            if time.monotonic() > give_up:
+            for rank in sorted(waiting):
+                written = read_json(hidden / f"rank_{rank:05d}.json")
+                if "failed" in written:
+                    raise OSError(f"rank {rank}: {written['failed']}")
+                if written:
+                    waiting.remove(rank)
+            if waiting and time.monotonic() > give_up:
                 ranks = ", ".join(map(str, sorted(waiting)))
-                raise OSError(f"nothing from rank {ranks} for {OTHERS_TIMEOUT_S:.0f} s")
+                raise OSError(f"nothing from rank {ranks} for {self.timeout_s:.0f} s")
             if waiting:
                 time.sleep(POLL_S)
 
@@ -214,13 +229,14 @@ class Checkpoint:
 
     Attributes:
         state: what `save` was given as state, with `step`.
+        generator: state of torch's generator on the CPU of rank 0; no other draws while it trains.
         keys: `kind/parameter` of every tensor.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.state: dict[str, Any] = read_json(path / STATE)
-        torch.set_rng_state(torch.tensor(self.state.pop("generator"), dtype=torch.uint8))
+        self.generator = torch.tensor(self.state.pop("generator"), dtype=torch.uint8)
         self._files = ExitStack()
         self._parts: dict[str, list[tuple[int, int, Any, str]]] = {}
         for file in sorted(path.glob("rank_*.safetensors")):
@@ -254,13 +270,28 @@ class Checkpoint:
         """
         if name not in self._parts:
             raise UserError(f"{self.path}: made by a model of other sizes (no {name})")
-        whole = self._join(name)
-        if start + length > whole.shape[dim]:
+        # Only what is asked for is read: each of many processes takes its part of a large file.
+        found, begin, size = [], 0, 0
+        for cut_dim, at, file, key in self._sorted(name):
+            part = file.get_slice(key)
+            here, begin = part.get_shape()[dim], at if cut_dim == dim else 0
+            size = max(size, begin + here)
+            low, high = max(start - begin, 0), min(start + length - begin, here)
+            if low < high:
+                found.append(part[(slice(None),) * dim + (slice(low, high),)])
+        if start + length > size:
             raise UserError(
-                f"{self.path}: made by a model of other sizes ({name} is {list(whole.shape)})"
+                f"{self.path}: made by a model of other sizes ({name} has {size} in dimension "
+                f"{dim}, {start + length} are needed)"
             )
-        return whole.narrow(dim, start, length).contiguous()
+        if not found:
+            return self._join(name).narrow(dim, start, length)
+        return torch.cat(found, dim=self._sorted(name)[0][0])
 
     def _join(self, name: str) -> Tensor:
-        parts = sorted(self._parts[name], key=lambda part: part[:2])
+        parts = self._sorted(name)
         return torch.cat([file.get_tensor(key) for _, _, file, key in parts], dim=parts[0][0])
+
+    def _sorted(self, name: str) -> list[tuple[int, int, Any, str]]:
+        """Return the parts of a tensor, (dim, start, file, key), in their order."""
+        return sorted(self._parts[name], key=lambda part: part[:2])

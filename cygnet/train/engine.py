@@ -26,25 +26,22 @@ from cygnet.progress import progress, say
 from cygnet.text.loader import Batch
 from cygnet.train.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint
 from cygnet.train.guards import DivergedError, blame, check_batch, interruptible
-from cygnet.train.hardware import Hardware, Memory, find_hardware
+from cygnet.train.hardware import DTYPES, find_hardware, peak_memory_bytes
+from cygnet.train.layout import layout_of
 from cygnet.train.optim import resolve_optimizer
-from cygnet.train.parallel.choose import (
-    CUTTING_MODELS,
-    check_parallel,
-    choose_parallel,
-    spread,
-)
+from cygnet.train.parallel.choose import SEVERAL_NEEDED, choose_parallel, spread
 from cygnet.train.parallel.group import (
-    World,
     any_of,
+    check_shared,
     connect,
     explained_time_outs,
     gather,
+    largest,
     note_step,
     on_rank_zero,
 )
 from cygnet.train.planner import estimate_seconds, plan
-from cygnet.train.run_folder import make_room, write_config
+from cygnet.train.run_folder import changes, claim_run_folder, write_config
 from cygnet.train.schedule import rate_scale
 from cygnet.train.stage import Stage
 from cygnet.train.trackers import Tracker, make_trackers
@@ -81,9 +78,12 @@ class Engine:
         self.run, self.stage, self.requested, self.origin = run, stage, config, origin
         self.step = self.tokens = 0
         self.world = connect(config.timeout_s)
-        self.hardware = _share_of(find_hardware(config), self.world)
+        self.hardware = find_hardware(config).shared_by(self.world.local_size)
+        # What is measured now must be of the threads that will train.
+        torch.set_num_threads(config.threads or self._allowed_threads())
         # The same choice in every process, whatever each has measured.
         self.config = on_rank_zero(lambda: self._resolve(config, model))
+        self.hardware = dataclasses.replace(self.hardware, dtype=DTYPES[self.config.dtype])
         torch.set_num_threads(self.config.threads or 1)
         self.model = model.to(self.hardware.device)
         self.model.compute_dtype = self.hardware.dtype
@@ -99,22 +99,8 @@ class Engine:
                 process does not answer.
         """
         torch.manual_seed(self.config.seed)
-        state = self._resume()
-        if self.config.compile == "on":
-            self._compile()
-        if self.config.steps is None:
-            steps = self._steps_in(self.requested.minutes or 0)
-            self.config = dataclasses.replace(self.config, minutes=None, steps=steps)
-        self.writer = CheckpointWriter(
-            self.run / "checkpoints", self.config.keep_checkpoints,
-            self.world.rank, self.world.size, on_rank_zero(lambda: secrets.token_hex(4)),
-        )  # fmt: skip
-        self.trackers: list[Tracker] = []
-        if self.world.rank == 0:
-            settings = write_config(self.run, self.origin, self.requested, self.config)
-            self.trackers = make_trackers(
-                self.config, self.run, settings, state.get("trackers", {}), self.step
-            )
+        with explained_time_outs(lambda: self.step):
+            self._begin()
         exit_code = 1
         try:
             with explained_time_outs(lambda: self.step):
@@ -124,17 +110,40 @@ class Engine:
             for tracker in self.trackers:
                 tracker.finish(exit_code)
 
+    def _begin(self) -> None:
+        state = self._resume()
+        if self.config.compile == "on":
+            self._compile()
+        if self.config.steps is None:
+            steps = self._steps_in(self.requested.minutes or 0)
+            self.config = dataclasses.replace(self.config, minutes=None, steps=steps)
+        self.writer = CheckpointWriter(
+            self.run / "checkpoints", self.config.keep_checkpoints, self.world.rank,
+            self.world.size, on_rank_zero(lambda: secrets.token_hex(4)), self.config.timeout_s,
+        )  # fmt: skip
+        self.trackers: list[Tracker] = []
+        if self.world.rank == 0:
+            settings = write_config(self.run, self.origin, self.requested, self.config)
+            self.trackers = make_trackers(
+                self.config, self.run, settings, state.get("trackers", {}), self.step
+            )
+
     # Before the first step
 
     def _resolve(self, config: TrainConfig, model: Transformer) -> TrainConfig:
         """Fill in what the settings leave to the machine and to the data."""
-        # torch counts the machine's cores, also where a container may use fewer.
-        allowed = min(torch.get_num_threads(), self.hardware.num_cores)
-        threads = config.threads or allowed
-        check_parallel(config)
-        parallel, why = choose_parallel(config, model.config, self.hardware.memory.free_bytes)
+        threads = torch.get_num_threads()
+        config = self._with_recorded_optimizer(config)
+        config, why = choose_parallel(
+            config, model.config, self.hardware, self.world.size, weights_loaded=True
+        )
         if self.world.size > 1:
-            say(f"{self.world.size} processes: {parallel} ({why})")
+            say(f"{self.world.size} processes: {config.parallel} ({why})")
+        elif config.parallel in SEVERAL_NEEDED:
+            say(
+                f"--parallel {config.parallel}: one process alone holds everything; start several "
+                "with torchrun or deepspeed"
+            )
         steps = config.steps
         if config.tokens is not None:
             steps = math.ceil(config.tokens / (config.rows_per_batch * config.max_seq_len))
@@ -144,26 +153,34 @@ class Engine:
             config,
             steps=steps,
             threads=threads,
-            parallel=parallel,  # type: ignore[arg-type]
-            optimizer=resolve_optimizer(config.optimizer, parallel),
+            optimizer=resolve_optimizer(config.optimizer, config.parallel),
             epochs=None,
             tokens=None,
             device=str(self.hardware.device),
             dtype=self.hardware.dtype_name,  # type: ignore[arg-type]
         )
         if config.micro_batch is None:
-            chosen = plan(model.config, self._of_one(resolved), self.hardware, weights_loaded=True)
+            layout = layout_of(resolved, self.world.size)
+            chosen = plan(model.config, resolved, self.hardware, layout, weights_loaded=True)
             say(chosen.summary())
             resolved = dataclasses.replace(resolved, micro_batch=chosen.micro_batch)
         return dataclasses.replace(resolved, compile=self._choose_compile(resolved, model))
 
-    def _of_one(self, config: TrainConfig) -> TrainConfig:
-        """Return the settings of one process's share of a step."""
-        lines = self.world.size
-        if config.parallel in CUTTING_MODELS:
-            lines //= config.model_processes or self.world.size
-        rows = -(-config.rows_per_batch // lines)
-        return dataclasses.replace(config, batch_tokens=rows * config.max_seq_len)
+    def _with_recorded_optimizer(self, config: TrainConfig) -> TrainConfig:
+        """Keep the optimizer that the run in this folder began with, whatever now spreads it."""
+        path = self.run / "config.yaml"
+        if config.optimizer != "auto" or config.resume == "never" or not path.exists():
+            return config
+        if changes(self.run, self.origin, self.requested):
+            return config  # not a run to go on with, which `_resume` says
+        began = read_yaml(path)["train"]["optimizer"]
+        if began != resolve_optimizer("auto", config.parallel):
+            say(f"{self.run}: goes on with --optimizer {began}, as it began")
+        return dataclasses.replace(config, optimizer=began)
+
+    def _allowed_threads(self) -> int:
+        # torch counts the machine's cores, also where a container may use fewer.
+        return min(torch.get_num_threads(), self.hardware.num_cores)
 
     def _choose_compile(self, config: TrainConfig, model: Transformer) -> Any:
         if config.compile == "off":
@@ -189,7 +206,9 @@ class Engine:
 
     def _resume(self) -> dict[str, Any]:
         """Load the newest whole checkpoint, if there is one, and return its state."""
-        on_rank_zero(lambda: make_room(self.run, self.origin, self.requested))
+        on_rank_zero(lambda: claim_run_folder(self.run, self.origin, self.requested))
+        on_rank_zero(lambda: self.run.mkdir(parents=True, exist_ok=True))
+        check_shared(self.run)
         checkpoint = on_rank_zero(lambda: newest_checkpoint(self.run / "checkpoints"))
         if checkpoint is None:
             if self.config.resume == "must":
@@ -199,10 +218,10 @@ class Engine:
         self._take_recorded()
         with Checkpoint(checkpoint) as opened:
             state = opened.state
+            torch.set_rng_state(opened.generator)
             self.spread.load(opened.keys, opened.read, state["optimizer"])
         self.step, self.tokens = state["step"], state["tokens"]
-        if self.spread.scaler.is_enabled():
-            self.spread.scaler.load_state_dict(state["scaler"])
+        self.spread.load_loss_scale_state(state["scaler"])
         say(f"{self.run}: going on from step {self.step} of {self.config.steps}")
         return state
 
@@ -229,6 +248,7 @@ class Engine:
         self.spread.reset_optimizer()
         before = time.monotonic()
         self._heldout()
+        self._samples()
         heldout_s = time.monotonic() - before
         step_s = median(seconds[1:]) + heldout_s / self.config.eval_every
         left_s = 60 * minutes - (time.monotonic() - self.started) - 2 * heldout_s
@@ -247,11 +267,12 @@ class Engine:
             advance(self.step)
             if self.step == 0:
                 self._log(self._heldout())
+                self._log_samples()
             upcoming = loader.submit(self.stage.batch, self.step)
             window = _Window()
             while self.step < total:
-                note_step(self.step)
                 batch = upcoming.result()
+                note_step(self.step)
                 upcoming = loader.submit(self.stage.batch, self.step + 1)
                 metrics = self._update(batch, rate_scale(self.step, total, self.config))
                 self.step += 1
@@ -264,11 +285,14 @@ class Engine:
                 if last or self.step % self.config.log_every == 0:
                     values = self._measures(window)
                     window = _Window()
-                if last or self.step % self.config.eval_every == 0:
+                evaluates = last or self.step % self.config.eval_every == 0
+                if evaluates:
                     values |= self._heldout()
-                    window.restart()
                 if values:
                     self._log(values)
+                if evaluates:
+                    self._log_samples()
+                    window.restart()
                 stop = any_of(interrupt.signal_number is not None)
                 if last or stop or self.step % self.config.checkpoint_every == 0:
                     self._save()
@@ -318,6 +342,11 @@ class Engine:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             return self.spread.call(self.stage.heldout)
 
+    def _samples(self) -> list[dict[str, Any]]:
+        """Return the stage's answers to its prompts, which all processes compute together."""
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            return self.stage.samples(self.spread.call)
+
     def _measures(self, window: _Window) -> dict[str, float]:
         """Return what a line of metrics.jsonl says beyond the step's own means."""
         flops = self.model.config.flops_per_token(window.mean_context)
@@ -327,36 +356,32 @@ class Engine:
             **window.means(),
             "lr": self.spread.optimizer.param_groups[0]["lr"],
             "tokens_per_second": speed,
-            "mfu": speed * flops / self.hardware.matrix_rate,
+            "mfu": speed * flops / (self.hardware.matrix_rate * self.world.size),
             "epoch_time": seconds_per_step * self.stage.batches_per_epoch,
             "epoch": self.step / self.stage.batches_per_epoch,
             "elapsed_s": time.monotonic() - self.started,
+            "peak_memory_bytes": largest(peak_memory_bytes(self.hardware.device)),
         }
 
     def _log(self, values: dict[str, float]) -> None:
         for tracker in self.trackers:
             tracker.log({"step": self.step, "tokens": self.tokens, **values}, self.step)
 
+    def _log_samples(self) -> None:
+        rows = self._samples()
+        for tracker in self.trackers:
+            tracker.samples(rows, self.step)
+
     def _save(self) -> None:
         state: dict[str, Any] = {
             "tokens": self.tokens,
-            "scaler": self.spread.scaler.state_dict(),
+            "scaler": self.spread.loss_scale_state(),
             "optimizer": self.spread.counters(),
             "trackers": {
                 key: value for tracker in self.trackers for key, value in tracker.state().items()
             },
         }
         self.writer.save(self.step, self.spread.pieces(), state)
-
-
-def _share_of(hardware: Hardware, world: World) -> Hardware:
-    """Return the machine as one of several processes on it may use it."""
-    if world.local_size == 1 or hardware.device.type != "cpu":
-        return hardware
-    memory, count = hardware.memory, world.local_size
-    shared = Memory(memory.free_bytes // count, f"{memory.limited_by}, shared by {count} processes")
-    cores = max(hardware.num_cores // count, 1)
-    return dataclasses.replace(hardware, memory=shared, num_cores=cores)
 
 
 class _Window:

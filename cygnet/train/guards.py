@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,6 +14,7 @@ from cygnet.errors import UserError
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say
 from cygnet.text.loader import Batch
+from cygnet.train.parallel.group import world
 from cygnet.train.stage import Stage
 
 
@@ -42,7 +43,7 @@ def check_batch(stage: Stage, batch: Batch, step: int, vocab_size: int) -> int:
 
 def blame(model: Transformer, stage: Stage, batch: Batch, step: int, loss: float) -> DivergedError:
     """Find what made a step not finite: the row of the batch, or else the parameter."""
-    from cygnet.model.loss import IGNORE
+    from cygnet.text.loader import IGNORE
 
     with torch.no_grad():
         for row in range(len(batch.tokens)):
@@ -77,19 +78,26 @@ class Interrupt:
 def interruptible() -> Iterator[Interrupt]:
     """Turn SIGINT and SIGTERM into a request that the loop sees at the end of its step.
 
-    A second signal acts at once, as if there were no handler.
+    A second signal acts at once, as if there were no handler. With several processes only a second
+    SIGINT does: a scheduler sends SIGTERM to processes and launcher, which passes it on once more.
     """
     interrupt = Interrupt()
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    may_come_twice = {signal.SIGTERM} if world().size > 1 else set()
+
+    def restore(kept: Collection[int] = ()) -> None:
+        for number in previous.keys() - kept:
+            signal.signal(number, previous[number])
 
     def request(number: int, frame: FrameType | None) -> None:
+        if interrupt.signal_number is not None:
+            return
         interrupt.signal_number = number
-        say(f"{signal.Signals(number).name}: stopping after this step; once more stops at once")
-        restore()
+        name = signal.Signals(number).name
+        again = signal.SIGINT.name if may_come_twice else "once more"
+        say(f"{name}: stopping after this step; {again} stops at once")
+        restore(kept=may_come_twice)
 
     for number in previous:
         signal.signal(number, request)
@@ -97,3 +105,5 @@ def interruptible() -> Iterator[Interrupt]:
         yield interrupt
     finally:
         restore()
+        if interrupt.signal_number in may_come_twice:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process is on its way out

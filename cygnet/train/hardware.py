@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import platform
@@ -67,6 +68,20 @@ class Hardware:
     def compile_problem(self) -> str | None:
         """Say in one line what keeps torch.compile from working here, or return None."""
         return compile_problem(self.device)
+
+    @property
+    def num_places(self) -> int:
+        """Return how many processes the machine has a core, or a GPU, for."""
+        return torch.cuda.device_count() if self.device.type == "cuda" else self.num_cores
+
+    def shared_by(self, count: int) -> Hardware:
+        """Return the machine as one of `count` processes may use it; each has a GPU of its own."""
+        if count == 1 or self.device.type != "cpu":
+            return self
+        limit = f"{self.memory.limited_by}, shared by {count} processes"
+        memory = Memory(self.memory.free_bytes // count, limit)
+        cores = max(self.num_cores // count, 1)
+        return dataclasses.replace(self, memory=memory, num_cores=cores)
 
 
 def find_hardware(config: TrainConfig) -> Hardware:
@@ -202,6 +217,20 @@ def usable_memory(device: torch.device, root: Path = Path("/")) -> Memory:
         return Memory(torch.cuda.mem_get_info(device)[0], f"free on {device}")
     found = [*_machine_memory(root), *_cgroup_memory(root), *_rlimit_memory(root)]
     return min(found, key=lambda memory: memory.free_bytes)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most that this process has held: of the GPU's memory, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    resident = _fields(Path("/proc/self/status")).get("VmHWM")
+    if resident is not None:
+        return resident * 1024
+    # Elsewhere than on Linux, where this would count what the process was forked from.
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _machine_memory(root: Path) -> Iterator[Memory]:

@@ -81,6 +81,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(groups, {"momentum": 0.95, "betas": (0.9, 0.95), "eps": 1e-10})
         self.muon_dtype = muon_dtype
         self.orthogonalize_all = orthogonalize_all
+        self.counts_steps = True  # False where the caller keeps each group's `steps`
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -114,7 +115,7 @@ class MuonAdamW(torch.optim.Optimizer):
         if not parameters:
             return
         beta1, beta2 = group["betas"]
-        group["steps"] = steps = group.get("steps", 0) + 1
+        group["steps"] = steps = group.get("steps", 0) + self.counts_steps
         gradients = [local_part(p.grad) for p in parameters if p.grad is not None]
         weights = [local_part(p) for p in parameters]
         means = [self._buffer(p, "mean") for p in parameters]
@@ -143,6 +144,13 @@ def resolve_optimizer(name: str, parallel: str) -> Any:
     return "adamw" if parallel == "deepspeed" else "muon"
 
 
+def parameter_kind(name: str, num_dims: int) -> str:
+    """Return `matrix` (of a block), `embedding` (input or output) or `vector`."""
+    if num_dims != 2:
+        return "vector"
+    return "embedding" if "embed_tokens" in name or "lm_head" in name else "matrix"
+
+
 def build_optimizer(
     model: nn.Module,
     config: TrainConfig,
@@ -154,14 +162,12 @@ def build_optimizer(
     Weight decay falls on the block matrices alone. Each group's `peak_lr` is what the schedule
     scales.
     """
-    matrices, embeddings, vectors = [], [], []
+    matrices: list[Tensor] = []
+    embeddings: list[Tensor] = []
+    vectors: list[Tensor] = []
+    of_kind = {"matrix": matrices, "embedding": embeddings, "vector": vectors}
     for name, parameter in model.named_parameters():
-        if parameter.ndim != 2:
-            vectors.append(parameter)
-        elif "embed_tokens" in name or "lm_head" in name:
-            embeddings.append(parameter)
-        else:
-            matrices.append(parameter)
+        of_kind[parameter_kind(name, parameter.ndim)].append(parameter)
     matrix_kind = "adamw" if config.optimizer == "adamw" else "muon"
     decay, rate = config.weight_decay, config.learning_rate
     embedding_rate = config.embedding_learning_rate or rate

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
+import fcntl
+import os
+import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cygnet import __version__
-from cygnet.config import TrainConfig, as_yaml, read_yaml
+from cygnet.config import TrainConfig, as_yaml, plain, read_yaml
 from cygnet.errors import UserError
-from cygnet.files import write_atomic
+from cygnet.files import read_json, sha256_file, write_atomic
 from cygnet.progress import say
 
 FREE_TO_CHANGE = {
@@ -20,15 +23,29 @@ FREE_TO_CHANGE = {
 }  # fmt: skip
 """Settings that a resumed run may change: none decides more of the weights than rounding."""
 
+UNNAMED = {"requested", "settings"}
+"""Sections whose settings are told by their own names alone."""
+
+HASHED = {
+    "data": "the data",
+    "instructions": "the conversations",
+    "pairs": "the pairs",
+    "heldout_pairs": "the held-out pairs",
+    "tokenizer": "the tokenizer",
+    "start": "the model to start from",
+    "model": "the model",
+    "heldout.data": "the held-out text",
+    "heldout.instructions": "the held-out conversations",
+    "heldout.pairs": "the held-out pairs",
+}
+"""What an input is that is recorded by its hash."""
+
+_HASH = re.compile("[0-9a-f]{64}")
+
 TRAINING_FILES = (
     "config.yaml", "metrics.jsonl", "samples.jsonl", "plots", "checkpoints", "model",
     "eval.json", "eval_inputs.json", "tensorboard", "wandb",
 )  # fmt: skip
-
-
-def plain(settings: Any) -> dict[str, Any]:
-    """Return a settings dataclass as a mapping of its fields."""
-    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
 
 
 def write_config(
@@ -50,13 +67,13 @@ def write_config(
         "commit": _commit(),
     }
     write_atomic(run / "config.yaml", as_yaml(settings))
-    return settings
+    return read_yaml(run / "config.yaml")
 
 
 def changes(run: Path, origin: dict[str, Any], requested: TrainConfig) -> list[str]:
     """List how the settings differ from those that the run folder was made with."""
     recorded = read_yaml(run / "config.yaml")
-    return _differences(recorded, {**origin, "requested": plain(requested)}, "")
+    return differences(recorded, {**origin, "requested": plain(requested)})
 
 
 def is_finished(run: Path, origin: dict[str, Any], requested: TrainConfig) -> bool:
@@ -64,6 +81,31 @@ def is_finished(run: Path, origin: dict[str, Any], requested: TrainConfig) -> bo
     if not (run / "model" / "model.safetensors").exists():
         return False
     return not changes(run, origin, requested)
+
+
+def hold(run: Path) -> int:
+    """Keep other runs out of a folder until the handle that is returned is closed.
+
+    The end of this process, however it comes, closes it too.
+
+    Raises:
+        UserError: another run is writing there, or the folder cannot be made.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        handle = os.open(run, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{run}: cannot be written to ({error.strerror})") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(
+            f"{run}: another run is writing there; wait for its end or give another --out"
+        ) from None
+    except OSError:
+        pass  # a file system that has no locks
+    return handle
 
 
 def keep_aside(run: Path) -> None:
@@ -78,7 +120,46 @@ def keep_aside(run: Path) -> None:
     say(f"{run}: the earlier run is kept as {kept}")
 
 
-def make_room(run: Path, origin: dict[str, Any], requested: TrainConfig) -> None:
+def stage_folders(run: Path, stages: Sequence[str]) -> dict[str, Path]:
+    """Return the folder of each stage of a run that is there.
+
+    The stages of a whole run have folders of their own in it; where a single stage was trained,
+    the run folder itself is the stage's.
+    """
+    own = own_stage(run)
+    inside = {name: run / name for name in stages if (run / name).is_dir()}
+    return ({own: run} if own is not None else {}) | inside
+
+
+def own_stage(run: Path) -> str | None:
+    """Return the stage that was trained in a run folder itself; none of a whole run."""
+    config = run / "config.yaml"
+    return read_yaml(config).get("stage") if config.exists() else None
+
+
+def data_of(model: Path) -> Path | None:
+    """Return the folder `instructions` or `data` that a model's run learnt from.
+
+    None where that is not known, or the folder is gone or has changed since.
+    """
+    run = model.parent
+    stage = own_stage(run)
+    if stage is None:
+        inside = (run / name for name in ("dpo", "sft", "pretrain"))
+        last = next((folder for folder in inside if own_stage(folder) == folder.name), None)
+        return data_of(last / "model") if last else None
+    inputs = read_yaml(run / "config.yaml").get("inputs") or {}
+    for place in (run, run.parent):
+        for name in ("instructions", "data"):
+            manifest = place / name / "manifest.json"
+            made_of = read_json(place / "pairs" / "inputs.json") if stage == "dpo" else inputs
+            key = "instructions" if stage == "dpo" else "data"
+            if manifest.is_file() and made_of.get(key) == sha256_file(manifest):
+                return place / name
+    return None
+
+
+def claim_run_folder(run: Path, origin: dict[str, Any], requested: TrainConfig) -> None:
     """Let a run start, or go on, in this folder, and lose nothing that is there.
 
     Raises:
@@ -99,7 +180,11 @@ def make_room(run: Path, origin: dict[str, Any], requested: TrainConfig) -> None
         )
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], where: str) -> list[str]:
+def differences(before: dict[str, Any], now: dict[str, Any], where: str = "") -> list[str]:
+    """List in words how what is now differs from what was recorded before.
+
+    Settings are told with both values, what is known by its hash alone by what it is.
+    """
     found = []
     for name, value in now.items():
         old = before.get(name)
@@ -107,10 +192,23 @@ def _differences(before: dict[str, Any], now: dict[str, Any], where: str) -> lis
             continue
         if isinstance(value, dict):
             inside = old if isinstance(old, dict) else {}
-            found += _differences(inside, value, "" if name == "requested" else f"{where}{name}.")
-        elif (list(value) if isinstance(value, tuple) else value) != old:
-            found.append(f"{where}{name} was {old}, now {value}")
+            found += differences(inside, value, "" if name in UNNAMED else f"{where}{name}.")
+        elif value != old:
+            found.append(_difference(f"{where}{name}", old, value))
     return found
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    if not (_is_hash(old) or _is_hash(new)):
+        return f"{name} was {old}, now {new}"
+    what = HASHED.get(name.removeprefix("inputs."), name)
+    if old is None:
+        return f"{what} was not there before"
+    return f"{what} changed" if new is not None else f"{what} is no longer there"
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and bool(_HASH.fullmatch(value))
 
 
 def _commit() -> str | None:

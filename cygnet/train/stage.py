@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from cygnet.model.transformer import Transformer
 from cygnet.text.loader import Batch
+
+Call = Callable[..., Any]
+"""`call(function, *arguments)` returns `function(model, *arguments)`, whole in every process."""
 
 
 class Stage(Protocol):
@@ -47,4 +51,11 @@ class Stage(Protocol):
 
     def heldout(self, model: Transformer) -> dict[str, float]:
         """Return metrics on held-out data, such as `heldout_loss`."""
+        ...
+
+    def samples(self, call: Call) -> list[dict[str, Any]]:
+        """Return answers to a few fixed prompts, a row with `prompt` and `answer` for each.
+
+        Every process asks, and asks alike. No random number may be drawn from torch's generator.
+        """
         ...

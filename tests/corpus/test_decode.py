@@ -2,7 +2,7 @@ import io
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cygnet.corpus import decode
@@ -73,7 +73,6 @@ def test_line_ends_of_any_system() -> None:
     assert decoded == "a\nb\nc\n"
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"))))
 def test_lines_are_the_lines(monkeypatch_lines: None, lines: list[str]) -> None:
     text = "\n".join(line.replace("\n", "") for line in lines)

@@ -63,7 +63,7 @@ def test_candidates_under_the_threshold_are_kept() -> None:
     assert sum(d is not None for d in decide(documents, threshold=0.4)) > 20
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.randoms(use_true_random=False))
 def test_outcome_does_not_depend_on_order(seed: int, rng: random.Random) -> None:
     documents = corpus_with_planted(seed)
@@ -76,7 +76,7 @@ def test_outcome_does_not_depend_on_order(seed: int, rng: random.Random) -> None
     assert kept(documents) == kept(shuffled)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000))
 def test_no_kept_pair_reaches_the_threshold(seed: int) -> None:
     documents = corpus_with_planted(seed)

@@ -70,3 +70,25 @@ def test_excluded_folder_is_passed_over(tree: Path) -> None:
 def test_a_wrong_path_is_a_clear_line(tree: Path, given_path: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         find_files([os.fspath(tree / given_path)], Problems())
+
+
+@pytest.mark.parametrize("as_glob", [False, True])
+def test_pipes_and_links_are_named_and_not_waited_for(tree: Path, as_glob: bool) -> None:
+    os.mkfifo(tree / "notes/pipe.txt")
+    (tree / "notes/lost.txt").symlink_to("nowhere.txt")
+    (tree / "notes/linked.txt").symlink_to(tree / "notes/b.txt")
+    (tree / "notes/folder").symlink_to(tree / "notes/poems")
+    problems = Problems()
+    files = find_files(
+        [str(tree / "notes" / "*.txt") if as_glob else str(tree / "notes")], problems
+    )
+    assert "b.txt" in {f.path.name for f in files}
+    assert not {"pipe.txt", "lost.txt"} & {f.path.name for f in files}
+    named = dict(problems.kinds["no file"].places)
+    names = ["pipe.txt", "lost.txt"] if as_glob else ["pipe.txt", "lost.txt", "folder"]
+    assert {Path(where).name for where in named} == set(names)
+    assert "not a regular file" in named[str(tree / "notes/pipe.txt")]
+    assert "a link to nowhere.txt" in named[str(tree / "notes/lost.txt")]
+    for name in ("pipe.txt", "lost.txt"):
+        with pytest.raises(UserError, match=rf"{name}: (not a regular file|a link to)"):
+            find_files([str(tree / "notes" / name)], Problems())

@@ -22,9 +22,10 @@ from cygnet.corpus.instructions import (
     subject_key,
 )
 from cygnet.corpus.sentences import first_sentences, passages, sentences
-from cygnet.corpus.split import is_heldout
+from cygnet.corpus.split import split_position
 from cygnet.errors import UserError
 from cygnet.files import JsonlWriter, read_jsonl
+from cygnet.han import POEM_FORMS
 from cygnet.messages import validate
 
 POEM = "白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。"
@@ -57,8 +58,8 @@ def load(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 def builtin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder of every fifth built-in document."""
     documents = [d for i, d in enumerate(builtin_documents()) if i % 5 == 0]
-    train = [d for d in documents if not is_heldout(d, 0.05)]
-    heldout = [d for d in documents if is_heldout(d, 0.05)]
+    train = [d for d in documents if split_position(d) >= 0.05]
+    heldout = [d for d in documents if split_position(d) < 0.05]
     return write_data(tmp_path_factory.mktemp("instructions") / "data", train, heldout)
 
 
@@ -98,7 +99,7 @@ def test_counts_are_those_asked_for_and_forms_are_balanced(made: Path) -> None:
     assert 0.8 * 200 < kinds["poem"] <= 200
     assert 0.8 * 50 < kinds["recipe"] <= 50
     assert 0.8 * 80 < kinds["article"] <= 80
-    assert set(forms) == set(instructions.FORMS)
+    assert set(forms) == set(POEM_FORMS)
     assert min(forms.values()) > 0.75 * max(forms.values())
     manifest = json.loads((made / "manifest.json").read_text())
     assert manifest["counts"]["train"] == dict(sorted(kinds.items()))
@@ -119,9 +120,7 @@ def test_heldout_subjects_never_occur_in_training(builtin: Path, made: Path) -> 
 
 
 @given(data=st.data())
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_spelling_of_a_heldout_title_gets_into_training(data: Any, tmp_path: Path) -> None:
     titles = data.draw(st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=8))
     spelt = data.draw(st.sampled_from([str.upper, str.title, lambda t: f" {t}! "]))
@@ -226,7 +225,7 @@ def test_an_own_conversation_passes_through_as_it_is(tmp_path: Path) -> None:
     out = build_instructions(
         write_data(tmp_path / "data", [chat], [chat]), tmp_path / "out", InstructionConfig()
     )
-    expected = {"messages": messages, "kind": "chat", "subject": ""}
+    expected = {"messages": messages, "kind": "chat", "subject": "", "source": chat.source}
     train, heldout = load(out)
     assert expected in train
     assert heldout[0] == expected

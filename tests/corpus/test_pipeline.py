@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cygnet.corpus import pipeline
+from cygnet.corpus import pipeline, problems
 from cygnet.corpus.dedup import comparable_words, jaccard, shingles
 from cygnet.corpus.document import Document, document_id
 from cygnet.corpus.pipeline import DataConfig, prepare
@@ -74,6 +74,26 @@ def test_the_waterfall_adds_up(tmp_path: Path, rows: list[dict[str, Any]]) -> No
     assert all(counts[name] > 0 for name in duplicates)
     markdown = (out / "report.md").read_text()
     assert f"| dropped: near_duplicate | {counts['near_duplicate']} |" in markdown
+
+
+def test_every_problem_is_named_in_a_file_and_five_in_the_report(
+    tmp_path: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "a.jsonl", rows)
+    with open(source, "a") as file:
+        file.write("{broken\n" * 12)
+    for named in (20_000, 9):
+        monkeypatch.setattr(problems, "NAMED", named)
+        out = prepare(config(source, seed=named), tmp_path / "out")
+        found = [row["where"] for row in read_jsonl(out / problems.FILE)]
+        first = len(rows) + 1
+        assert found == [f"{source}:{line}" for line in range(first, first + min(named, 12))]
+        _, _, report = load(out)
+        of_kind = report["problems"]["broken row"]
+        assert (of_kind["count"], of_kind["named"], len(of_kind["examples"])) == (12, len(found), 5)
+        shown = (out / "report.md").read_text()
+        assert shown.count(f"{source}:") == 5
+        assert f"… and {len(found) - 5} more, see problems.jsonl" in shown
 
 
 def test_no_training_document_is_like_a_held_out_one(
@@ -212,7 +232,7 @@ def test_all_dropped_is_a_clear_line(tmp_path: Path) -> None:
 def test_one_document_leaves_nothing_to_hold_out(tmp_path: Path) -> None:
     source = tmp_path / "a.txt"
     source.write_text(sentence(random.Random(0)))
-    with pytest.raises(UserError, match="no held-out text left"):
+    with pytest.raises(UserError, match="all the text is one document, and one more is needed"):
         prepare(config(source, heldout_share=1e-6), tmp_path / "out")
 
 

@@ -12,8 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from cygnet.corpus.document import Document
+from cygnet.corpus.find import find_files
 from cygnet.corpus.problems import Problems
-from cygnet.corpus.readers import read_documents
+from cygnet.corpus.readers import read_file
 from cygnet.errors import UserError
 
 ROWS = [{"title": f"t{i}", "text": f'text, of "row" {i}\nline 二'} for i in range(7)]
@@ -55,7 +56,8 @@ def read(
     if content is not None:
         path.write_bytes(content)
     problems = Problems()
-    return list(read_documents([str(path)], problems, **options)), problems
+    files = find_files([str(path)], problems)
+    return [d for file in files for d in read_file(file, problems, **options)], problems
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -217,14 +219,24 @@ def test_conversations_of_each_form_keep_messages_and_a_transcript(
     assert document.fields == {"topic": "x"}
 
 
+def test_messages_that_are_no_list_are_named_as_such(tmp_path: Path) -> None:
+    rows = [{"messages": "User: hi"}, {"messages": [1]}, {"messages": "hi", "text": "a text"}]
+    (document,), problems = read(tmp_path / "a.jsonl", jsonl(rows))
+    assert document.text == "a text"
+    assert problems.count("bad conversation") == 2 and not problems.count("no text")
+    assert "messages: str given, a list such as" in problems.lines()[0]
+
+
 MEASURE = """
 import resource, sys
+from cygnet.corpus.find import find_files
 from cygnet.corpus.problems import Problems
-from cygnet.corpus.readers import read_documents
-list(read_documents([sys.argv[1]], Problems()))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from cygnet.corpus.readers import read_file
 problems = Problems()
-chars = sum(len(d.text) for d in read_documents([sys.argv[2]], problems))
+small, large = find_files(sys.argv[1:], problems)
+list(read_file(small, problems))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+chars = sum(len(d.text) for d in read_file(large, problems))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(chars, problems.count("line too long"), (peak - before) // 1024)
 """

@@ -262,11 +262,11 @@ def runs_of(url: str) -> set[str]:
     return {run["name"] for run in found["data"]}
 
 
-@pytest.mark.parametrize("name", ["file", "port"])
+@pytest.mark.parametrize("name", ["file", "port", "no port"])
 def test_what_cannot_be_shown_is_one_line(tmp_path, name):
     (tmp_path / "file").write_text("")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1] if name == "port" else 0
+        port = {"file": 0, "port": taken.getsockname()[1], "no port": 99_999}[name]
         folder = tmp_path / "file" if name == "file" else tmp_path
         command = [sys.executable, "-m", "cygnet", "board", str(folder), "--port", str(port)]
         result = subprocess.run(command, capture_output=True, text=True, timeout=120)

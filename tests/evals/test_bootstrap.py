@@ -17,7 +17,7 @@ def drawn(count: int, seed: int = 0) -> list[tuple[float, float]]:
     return [(generator.gauss(2, 1) * 10, 10.0) for _ in range(count)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(ITEMS)
 def test_value_is_the_ratio_of_sums_and_lies_in_the_interval(items):
     found = estimate(items, resamples=50)

@@ -119,6 +119,18 @@ def test_a_line_half_written_is_left_out_and_a_damaged_one_is_named(tmp_path):
         read_log(log)
 
 
+def test_a_run_that_cannot_be_read_is_said_and_the_others_are_compared(tmp_path, capsys):
+    make_run(tmp_path / "runs" / "whole", [3.0, 2.0])
+    broken = make_run(tmp_path / "runs" / "broken", [3.0, 2.0])
+    (broken / "metrics.jsonl").write_text("no JSON\n")
+    assert [run.name for run in load_runs([tmp_path / "runs"])] == ["whole"]
+    assert capsys.readouterr().err == (
+        f"left out: {broken}/metrics.jsonl:1: not a line of metrics; delete it\n"
+    )
+    with pytest.raises(UserError, match=r"broken/metrics.jsonl:1: not a line"):
+        load_runs([broken])
+
+
 def test_a_recipe_run_is_its_stages_in_order_without_those_kept_aside(tmp_path):
     for name in ("sft", "pretrain", "dpo", "sft.old-1"):
         make_run(tmp_path / "demo" / name, [2.0], stage=name.split(".")[0])

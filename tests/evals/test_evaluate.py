@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from cygnet.errors import UserError
 from cygnet.evals.evaluate import distinct_shares, evaluate
 from cygnet.evals.result import EvalConfig, StageResult
-from cygnet.text.forms import distinct_n
+from cygnet.text.forms import text_units
 
 CONFIG = EvalConfig(
     num_poems=3, num_recipes=2, num_others=1, max_new_tokens=8, bootstrap_resamples=50
@@ -115,12 +116,17 @@ def test_what_is_not_there_is_not_measured(module_model, tokenizer):
     assert [sample.kind for sample in conversations.samples] == ["other"]
 
 
+def distinct_2(texts):
+    pairs = [pair for text in texts for pair in pairwise(text_units(text))]
+    return len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
 @given(st.lists(st.text("ab c。秋水1\n", max_size=20), max_size=6))
 def test_shares_add_up_to_distinct_2(texts):
     shares = distinct_shares(texts)
     total = sum(bottom for _, bottom in shares)
     found = sum(top for top, _ in shares) / total if total else 0.0
-    assert found == pytest.approx(distinct_n(texts, 2))
+    assert found == pytest.approx(distinct_2(texts))
 
 
 def test_settings_out_of_range_are_named():

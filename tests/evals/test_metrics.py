@@ -29,7 +29,7 @@ def plain_score(model, sequence: Scored) -> float:
     return sum(float(log_probs[i - 1, ids[i]]) for i in range(1, len(ids)) if sequence.counted[i])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(
         st.lists(st.tuples(st.integers(0, 300), st.booleans()), min_size=1, max_size=40),

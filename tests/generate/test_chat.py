@@ -129,11 +129,27 @@ def test_what_a_terminal_would_obey_is_not_sent_to_it(monkeypatch: pytest.Monkey
 
 
 def test_sampling_is_changed_by_name() -> None:
-    changed = changed_sampling(Sampling(), ["temperature=0.2", "top_k=5", "seed=none"])
-    assert changed == Sampling(temperature=0.2, top_k=5, seed=None)
-    for word in ("heat=1", "temperature", "top_k=a", "top_k=none", "top_p=3"):
-        with pytest.raises(UserError, match=r"heat|temperature|top_"):
-            changed_sampling(Sampling(), [word])
+    for spelt in ("temperature=0.2 top_k=5 seed=none", "temperature 0.2 top_k = 5 seed none"):
+        assert changed_sampling(Sampling(), spelt) == Sampling(temperature=0.2, top_k=5, seed=None)
+    assert changed_sampling(Sampling(), "temperature 0").temperature == 0
+    assert changed_sampling(Sampling(), "") == Sampling()
+
+
+@pytest.mark.parametrize(
+    ("spelt", "said"),
+    [
+        ("heat=1", "no setting 'heat'; there are temperature, top_p"),
+        ("temprature 0", "no setting 'temprature' (did you mean 'temperature'?)"),
+        ("0.5", "no setting '0.5'"),
+        ("temperature", "temperature: give a value, such as temperature=0.8"),
+        ("temperature cold", "temperature: 'cold' is not a number"),
+        ("top_k=none", "top_k: 'none' is not a whole number"),
+        ("top_p=3", "top_p is 3.0: it must be above 0 and at most 1"),
+    ],
+)
+def test_a_wrong_sampling_is_said_plainly(spelt: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        changed_sampling(Sampling(), spelt)
 
 
 def chat(folder: Path, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
@@ -224,7 +240,7 @@ def test_commands_answers_and_ctrl_c_in_a_terminal(terminal: Terminal) -> None:
     terminal.type("/sampling temperature=0.25\r")
     terminal.wait_for("temperature=0.25")
     terminal.type("/sampling temperature=hot\r")
-    terminal.wait_for("'hot' is no float")
+    terminal.wait_for("'hot' is not a number")
     terminal.type("/resett\r")
     terminal.wait_for("did you mean '/reset'?")
     terminal.type("/system Be brief.\r")

@@ -1,14 +1,19 @@
 """Blocked attention is attention; packed with document masks = each document alone."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cygnet.model import attention as room
-from cygnet.model.attention import blocked_attention, document_mask
+from cygnet.model.attention import blocked_attention, document_mask, fused_attention
 from cygnet.model.loss import linear_cross_entropy
 from cygnet.model.transformer import Transformer
 from tests.models import random_model
+
+Attention = Callable[..., torch.Tensor]
 
 
 def plain_attention(
@@ -23,7 +28,8 @@ def plain_attention(
     return scores.masked_fill(~document_mask(documents), -torch.inf).softmax(-1) @ v
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("ours", [blocked_attention, fused_attention])
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 3),
     kv_heads=st.integers(1, 3),
@@ -32,8 +38,14 @@ def plain_attention(
     lengths=st.lists(st.integers(1, 120), min_size=1, max_size=5) | st.none(),
     seed=st.integers(0, 99),
 )
-def test_blocked_attention_is_plain_attention(
-    rows: int, kv_heads: int, group: int, tokens: int, lengths: list[int] | None, seed: int
+def test_attention_is_plain_attention_on_every_device(
+    ours: Attention,
+    rows: int,
+    kv_heads: int,
+    group: int,
+    tokens: int,
+    lengths: list[int] | None,
+    seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(rows, kv_heads * group, tokens, 8, generator=generator, requires_grad=True)
@@ -44,12 +56,12 @@ def test_blocked_attention_is_plain_attention(
         ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[:tokens]
         padding = torch.full((tokens - len(ids),), -1)
         documents = torch.cat([ids, padding]).int().expand(rows, -1)
-    ours = blocked_attention(q, k, v, documents)
+    found = ours(q, k, v, documents)
     reference = plain_attention(q, k, v, documents)
-    torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
-    weights = torch.randn(ours.shape, generator=generator)
+    torch.testing.assert_close(found, reference, rtol=1e-4, atol=1e-5)
+    weights = torch.randn(found.shape, generator=generator)
     for mine, theirs in zip(
-        torch.autograd.grad((ours * weights).sum(), (q, k, v)),
+        torch.autograd.grad((found * weights).sum(), (q, k, v)),
         torch.autograd.grad((reference * weights).sum(), (q, k, v)),
         strict=True,
     ):
@@ -63,7 +75,7 @@ def packed(lengths: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor, t
     return tokens[None], documents[None], positions[None]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=5), seed=st.integers(0, 99))
 def test_packed_with_masks_is_each_document_alone(lengths: list[int], seed: int) -> None:
     model = random_model()

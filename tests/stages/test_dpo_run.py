@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,8 @@ def make_stage(
     packed = PairRows(pairs, tokenizer, SEQ_LEN)
     batch = with_reference(packed.rows, answer_log_probs(model, packed.rows)[0].detach())
     train = TrainConfig(batch_tokens=3 * SEQ_LEN, max_seq_len=SEQ_LEN)
-    return DpoStage(batch, batch, train, config or DpoConfig(), packed.numbers)
+    sources = [[f"mine.jsonl:{pair + 1}" for pair in row] for row in packed.numbers]
+    return DpoStage(batch, batch, train, config or DpoConfig(), sources)
 
 
 def gradients(model: Transformer) -> list[Tensor]:
@@ -127,7 +130,7 @@ def test_a_batch_keeps_its_reference_through_slices_and_moves(
 
 def test_a_row_is_described_by_the_lines_of_its_pairs(tokenizer: Tokenizer, pairs: Pairs) -> None:
     stage = make_stage(random_model(), tokenizer, pairs)
-    lines = [int(word) for word in stage.describe(4, 1).replace(",", " ").split() if word.isdigit()]
+    lines = [int(line) for line in re.findall(r"mine\.jsonl:(\d+)", stage.describe(4, 1))]
     row = tokenizer.decode(stage.batch(4).tokens[1].tolist())
     assert lines
     assert all(pairs[line - 1]["prompt"][0]["content"] in row for line in lines)
@@ -199,11 +202,31 @@ def test_a_run_learns_to_prefer_and_a_second_one_has_nothing_to_do(
     assert gaps[1] > gaps[0]
 
 
-def test_pairs_of_which_none_fits_are_refused(
-    tokenizer: Tokenizer, pairs: Pairs, tmp_path: Path
+def test_pairs_that_do_not_fit_are_told_what_would_hold_them(
+    tokenizer: Tokenizer, pairs: Pairs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = save_folder(random_model(), tokenizer, tmp_path / "start")
-    folder = write_pairs(tmp_path / "pairs", [{**pairs[0], "chosen": "soup " * 300}], [])
-    config = TrainConfig(batch_tokens=SEQ_LEN, max_seq_len=SEQ_LEN, compile="off", micro_batch=1)
-    with pytest.raises(UserError, match=f"no pair fits max_seq_len {SEQ_LEN}; raise it"):
+    long = [{**pairs[i], "chosen": "soup " * 60, "source": f"mine.jsonl:{i + 1}"} for i in (2, 5)]
+
+    def run(rows: Pairs, max_seq_len: int) -> None:
+        folder = write_pairs(tmp_path / f"pairs_{len(rows)}_{max_seq_len}", rows, [])
+        config = TrainConfig(
+            steps=1, batch_tokens=512, max_seq_len=max_seq_len, compile="off", micro_batch=1
+        )
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
         dpo(folder, start, tmp_path / "cache", tmp_path / "run", config, DpoConfig())
+
+    with pytest.raises(UserError, match=r"no pair fits max_seq_len 100, .* raise it") as caught:
+        run(long, 100)
+    shortest, longest = map(int, re.findall(r"--max_seq_len (\d+)", str(caught.value)))
+    with pytest.raises(UserError, match="no pair fits"):
+        run(long, shortest - 1)
+    capsys.readouterr()
+    run(long, longest)
+    assert "skipped" not in capsys.readouterr().err
+    run([*long, *pairs[10:13]], shortest - 1)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 of 5 pairs of train.jsonl.zst are longer than max_seq_len and skipped" in said
+    assert f"first mine.jsonl:3 (the longest needs {longest})" in said
+    with pytest.raises(UserError, match="the model's max_position is 512; give shorter pairs"):
+        run([{**long[0], "rejected": "soup " * 300}], 512)

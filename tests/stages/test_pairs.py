@@ -1,15 +1,17 @@
 """Pairs say what they claim to say, and a person's own are checked line by line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cygnet.corpus import small_talk
 from cygnet.errors import UserError
 from cygnet.files import JsonlWriter, read_jsonl
 from cygnet.generate.generator import Generator
-from cygnet.stages.pairs import PairConfig, build_pairs, read_pairs, take_pairs
+from cygnet.stages.pairs import NoPairsError, PairConfig, build_pairs, read_pairs, take_pairs
 from cygnet.text.forms import is_poem_of_form, recipe_checks
 from cygnet.text.tokenizer import Tokenizer
 from tests.models import random_model
@@ -44,9 +46,11 @@ def instructions(tmp_path: Path) -> Path:
     return folder
 
 
-def made(instructions: Path, tokenizer: Tokenizer, out: Path) -> list[dict[str, Any]]:
+def made(
+    instructions: Path, tokenizer: Tokenizer, out: Path, max_seq_len: int = 1024
+) -> list[dict[str, Any]]:
     config = PairConfig(max_new_tokens=12, samples_per_prompt=2, heldout_share=1.0)
-    build_pairs(instructions, Generator(random_model(), tokenizer), out, config)
+    build_pairs(instructions, Generator(random_model(), tokenizer), out, config, max_seq_len)
     return list(read_jsonl(out / "train.jsonl.zst"))
 
 
@@ -76,6 +80,35 @@ def test_the_same_model_gives_the_same_pairs(
     made(instructions, tokenizer, tmp_path / "b")
     for name in ("train.jsonl.zst", "heldout.jsonl.zst", "manifest.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_where_no_pair_can_fit_the_model_is_not_asked(
+    instructions: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: Any, **__: Any) -> Any:
+        raise AssertionError("hours of work for nothing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "generate", asked)
+        with pytest.raises(NoPairsError, match="no preference pair fits max_seq_len 30") as caught:
+            made(instructions, tokenizer, tmp_path / "pairs", max_seq_len=30)
+    (enough,) = re.findall(r"--max_seq_len (\d+)", str(caught.value))
+    with pytest.raises(NoPairsError):
+        made(instructions, tokenizer, tmp_path / "pairs", max_seq_len=int(enough) - 13)
+    assert made(instructions, tokenizer, tmp_path / "pairs", max_seq_len=int(enough) - 12)
+
+
+def test_small_talk_is_no_one_s_own_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / "instructions"
+    folder.mkdir()
+    rows = [row(small_talk.KIND, f"Hi {i}!", "Hello.") for i in range(5)]
+    rows += [row("article", "What is a swan?", "A bird.", source="mine.jsonl:7")]
+    for name in ("train.jsonl.zst", "heldout.jsonl.zst"):
+        with JsonlWriter(folder / name) as writer:
+            for item in rows:
+                writer.write(item)
+    pairs = made(folder, tokenizer, tmp_path / "pairs")
+    assert {(pair["kind"], pair["source"]) for pair in pairs} == {("article", "mine.jsonl:7")}
 
 
 GOOD = {"prompt": "soup?", "chosen": "yes", "rejected": "no"}
@@ -118,3 +151,6 @@ def test_heldout_pairs_share_no_prompt_with_training(tmp_path: Path) -> None:
     )
     assert len(train) + len(heldout) == 80 and heldout
     assert not set(train) & set(heldout)
+    kept = [*read_pairs(out / "train.jsonl.zst"), *read_pairs(out / "heldout.jsonl.zst")]
+    sources = {pair["source"] for pair in kept}
+    assert sources == {f"p.jsonl:{line}" for line in range(1, 81)}

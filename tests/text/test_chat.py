@@ -10,7 +10,7 @@ from cygnet.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 from .conftest import TEXTS
 
-quick = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 SPACE = st.sampled_from(["", " ", "\n", "\n\n", " \n", "\t", "\u3000", "\x1c"])
 WORDS = st.one_of(st.text(max_size=12), st.sampled_from(TEXTS), st.sampled_from(["<", ">", "<|"]))
 PLAIN = st.tuples(SPACE, WORDS, WORDS, SPACE).map("".join)

@@ -1,12 +1,11 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from cygnet.han import POEM_FORMS
 from cygnet.text.forms import (
-    POEM_FORMS,
-    distinct_n,
     is_poem_of_form,
     poem_lines,
     recipe_checks,
@@ -39,7 +38,6 @@ def test_a_poem_is_its_clauses(text):
     assert [form for form in POEM_FORMS if is_poem_of_form(text, form)] == ["五言绝句"]
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 9),
     st.integers(3, 9),
@@ -114,16 +112,8 @@ def test_repetition_is_counted_in_words_and_in_han_characters():
     assert repetition_rate("one two") == 0
 
 
-def test_distinct_n_is_over_all_texts():
-    assert distinct_n(["a b", "a b"], 1) == 0.5
-    assert distinct_n(["a b c", "b c d"], 2) == 3 / 4
-    assert distinct_n(["明月"], 2) == 1
-    assert distinct_n([], 2) == 0
-
-
 @given(st.text())
 def test_no_text_breaks_a_rule(text):
     recipe_checks(text)
     assert 0 <= repetition_rate(text) < 1
-    assert 0 <= distinct_n([text], 2) <= 1
     assert not any(is_poem_of_form(text, form) for form in POEM_FORMS if len(poem_lines(text)) < 4)

@@ -38,7 +38,7 @@ def loader(tmp_path):
     return make_loader(tmp_path, lengths, shard_tokens=200)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(lengths_of_documents.filter(lambda n: max(n) > 1), st.integers(1, 5), st.integers(0, 2))
 def test_an_epoch_learns_each_token_once(tmp_path_factory, lengths, rows, epoch):
     """Each but the first of a document is a label once; each but the last is given once."""
@@ -53,7 +53,7 @@ def test_an_epoch_learns_each_token_once(tmp_path_factory, lengths, rows, epoch)
     assert batch.num_labels == batch.num_tokens == int(real.sum())
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(lengths_of_documents.filter(lambda n: max(n) > 1), st.integers(0, 9))
 def test_no_position_learns_across_a_border(tmp_path_factory, lengths, number):
     loader = make_loader(tmp_path_factory.mktemp("l"), lengths)
@@ -113,7 +113,6 @@ def test_epochs_and_seeds_order_the_rows_anew(loader):
     assert order(0, 1) == orders[1]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(0, 2**40), st.integers(0, 1000))
 def test_permute_is_a_permutation(size, seed, epoch):
     permuted = permute(np.arange(size), size, seed, epoch)

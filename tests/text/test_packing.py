@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cygnet.errors import UserError
@@ -14,7 +14,6 @@ def offsets_of(lengths):
     return np.cumsum([0, *lengths]).astype(np.uint64)
 
 
-@settings(deadline=None)
 @given(lengths_of_documents, st.integers(1, 16), st.integers(1, 70))
 def test_every_token_but_the_last_of_a_document_fills_one_position(lengths, row_length, window):
     offsets = offsets_of(lengths)
@@ -30,7 +29,6 @@ def test_every_token_but_the_last_of_a_document_fills_one_position(lengths, row_
     assert sorted(given_tokens.tolist()) == expected
 
 
-@settings(deadline=None)
 @given(lengths_of_documents, st.integers(1, 16), st.integers(1, 70))
 def test_no_row_overflows_or_is_empty_and_no_piece_crosses_a_border(lengths, row_length, window):
     offsets = offsets_of(lengths)
@@ -43,7 +41,6 @@ def test_no_row_overflows_or_is_empty_and_no_piece_crosses_a_border(lengths, row
     assert (document == np.searchsorted(offsets, plan.starts + plan.lengths, side="right")).all()
 
 
-@settings(deadline=None)
 @given(lengths_of_documents.filter(bool), st.integers(1, 16))
 def test_the_rows_are_within_the_bound_of_best_fit_decreasing(lengths, row_length):
     """Johnson 1973: at most 11/9 of the least possible, and 4 more."""

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cygnet.errors import UserError
+from cygnet.files import sha256_file
 from cygnet.text.shards import ShardReader, write_shards
+from tests.shards import stored_documents
 
 DOCUMENTS = [([1, 2, 3], [False, True, True]), ([4], [False]), ([5, 6], [True, False])]
 SOURCE = {"file": "demo"}
@@ -16,7 +18,7 @@ def write(folder, documents=DOCUMENTS, vocab_size=600, **options):
     return write_shards(folder, documents, "a" * 64, vocab_size, SOURCE, **options)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.lists(st.lists(st.tuples(st.integers(0, 69_999), st.booleans()), max_size=9), max_size=9),
     st.sampled_from([70_000, 600]),
@@ -37,8 +39,7 @@ def test_what_is_written_is_read(tmp_path_factory, documents, vocab_size, has_la
     for shard in reader.shards:
         num_filled = int((np.diff(shard.offsets.astype(np.int64)) > 0).sum())
         assert len(shard.tokens) <= shard_tokens or num_filled == 1
-    for number, (ids, is_label) in enumerate(wanted):
-        found, labels = reader.document(number)
+    for (found, labels), (ids, is_label) in zip(stored_documents(reader), wanted, strict=True):
         assert found.tolist() == ids
         assert (labels is None) is not has_labels
         assert labels is None or labels.astype(bool).tolist() == is_label
@@ -58,15 +59,12 @@ def test_the_same_documents_give_the_same_files(tmp_path):
     write(tmp_path / "b")
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
-    assert ShardReader(tmp_path / "a").hash == ShardReader(tmp_path / "b").hash
-    write(tmp_path / "b", DOCUMENTS[:2])
-    assert ShardReader(tmp_path / "a").hash != ShardReader(tmp_path / "b").hash
 
 
 def test_another_tokenizer_is_refused_by_name(tmp_path):
     write(tmp_path / "s")
     with pytest.raises(
-        UserError, match=r"s: made with tokenizer aaaaaaaaaaaa, but .* bbbbbbbbbbbb"
+        UserError, match=r"s: made with another tokenizer \(aaaaaaaaaaaa\) .*\(bbbbbbbbbbbb\)"
     ):
         ShardReader(tmp_path / "s", "b" * 64)
 
@@ -106,7 +104,7 @@ def test_no_shards_a_damaged_manifest_and_another_format_are_named(tmp_path):
 
 def test_a_failure_half_way_leaves_the_earlier_shards(tmp_path):
     write(tmp_path / "s")
-    before = ShardReader(tmp_path / "s").hash
+    before = sha256_file(tmp_path / "s" / "manifest.json")
 
     def breaking():
         yield DOCUMENTS[0]
@@ -114,5 +112,6 @@ def test_a_failure_half_way_leaves_the_earlier_shards(tmp_path):
 
     with pytest.raises(OSError, match="disk full"):
         write(tmp_path / "s", breaking())
-    assert ShardReader(tmp_path / "s").hash == before
+    assert sha256_file(tmp_path / "s" / "manifest.json") == before
+    ShardReader(tmp_path / "s")
     assert [path.name for path in tmp_path.iterdir()] == ["s"]

@@ -10,6 +10,7 @@ from cygnet.files import JsonlWriter
 from cygnet.text.loader import PackedLoader
 from cygnet.text.shards import ShardReader
 from cygnet.text.tokenize import tokenize_conversations, tokenize_documents
+from tests.shards import stored_documents
 
 USER = {"role": "user", "content": "Who stirs the soup?"}
 ANSWER = {"role": "assistant", "content": "The cook stirs <|im_end|> it."}
@@ -33,7 +34,7 @@ def counts(summary):
     return {f: getattr(summary, f) for f in FIELDS if getattr(summary, f)}
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.text(max_size=20)), unique=True))
 def test_documents_are_stored_whole_in_the_order_of_their_id(tmp_path_factory, tokenizer, pairs):
     folder = tmp_path_factory.mktemp("d")
@@ -47,7 +48,7 @@ def test_documents_are_stored_whole_in_the_order_of_their_id(tmp_path_factory, t
     tokenize_documents(path, tokenizer, folder / "s")
     reader = ShardReader(folder / "s", tokenizer.hash)
     eos = tokenizer.eos_id
-    found = [reader.document(n)[0].tolist() for n in range(reader.num_documents)]
+    found = [ids.tolist() for ids, _ in stored_documents(reader)]
     assert all(ids[0] == ids[-1] == eos for ids in found)
     assert [tokenizer.decode(ids[1:-1]) for ids in found] == expected
     assert [path.name for path in (folder / "s").iterdir() if "shard" not in path.name] == [
@@ -61,8 +62,7 @@ def test_conversations_learn_what_the_assistant_says(tmp_path, tokenizer):
     )
     assert counts(summary) == {"num_rows": 2, "num_used": 2}
     said = []
-    for number in range(reader.num_documents):
-        ids, labels = reader.document(number)
+    for ids, labels in stored_documents(reader):
         assert ids[-1] == tokenizer.eos_id and not labels[-1]
         said.append(tokenizer.decode(ids[labels == 1].tolist()))
     assert said == [ANSWER["content"] + "<|im_end|>", "bed<|im_end|>"]
@@ -116,21 +116,16 @@ def test_a_row_longer_than_the_context_is_cut_behind_an_answer(tmp_path, tokeniz
         assert "the context holds" in str(error)
         return
     reader = ShardReader(tmp_path / "s")
-    full = ShardReader(tmp_path / "whole")
     assert summary.num_used == reader.num_documents
     assert summary.num_used + summary.num_too_long == 2
-    for number in range(reader.num_documents):
-        ids, labels = reader.document(number)
+    kept, full = stored_documents(reader), stored_documents(ShardReader(tmp_path / "whole"))
+    pairs = list(zip(kept, full[-len(kept) :], strict=True))
+    for (ids, labels), (source, _) in pairs:
         assert len(ids) - 1 <= max_seq_len
-        source = number + 2 - reader.num_documents
-        assert np.array_equal(ids[:-1], full.document(source)[0][: len(ids) - 1])
+        assert np.array_equal(ids[:-1], source[: len(ids) - 1])
         assert tokenizer.decode(ids[labels == 1].tolist()).endswith("<|im_end|>")
     assert PackedLoader(reader, 1, max_seq_len, seed=0).num_rows
-    shortened = sum(
-        len(reader.document(n)[0]) < len(full.document(n + 2 - reader.num_documents)[0])
-        for n in range(reader.num_documents)
-    )
-    assert summary.num_cut == shortened
+    assert summary.num_cut == sum(len(ids) < len(source) for (ids, _), (source, _) in pairs)
 
 
 def test_the_longest_row_that_fits_is_not_cut(tmp_path, tokenizer):
@@ -140,3 +135,38 @@ def test_the_longest_row_that_fits_is_not_cut(tmp_path, tokenizer):
     _, fitting = tokenized(tmp_path, rows, tokenizer, max_seq_len=positions)
     _, cut = tokenized(tmp_path, rows, tokenizer, max_seq_len=positions - 1)
     assert (fitting.num_cut, cut.num_cut) == (0, 1)
+
+
+def test_shards_that_are_made_again_say_why(tmp_path, tokenizer, capsys):
+    def said_of(rows, max_seq_len=512):
+        capsys.readouterr()
+        tokenized(tmp_path, rows, tokenizer, max_seq_len)
+        return " ".join(capsys.readouterr().err.split())
+
+    rows = [{"messages": [USER, ANSWER]}]
+    assert said_of(rows) == ""
+    assert said_of(rows) == ""
+    assert "tokens made again, for max_seq_len changed" in said_of(rows, 500)
+    assert "tokens made again, for its text changed" in said_of(rows * 2, 500)
+    file = tmp_path / "s" / "shard_00000.labels"
+    file.write_bytes(b"x" + file.read_bytes()[1:])
+    assert f"tokens: made again, for {file}: damaged" in said_of(rows * 2, 500)
+    manifest = tmp_path / "s" / "manifest.json"
+    foreign = json.loads(manifest.read_text()) | {"tokenizer_hash": "a" * 64}
+    manifest.write_text(json.dumps(foreign))
+    assert "s: made with another tokenizer" in said_of(rows * 2, 500)
+    assert said_of(rows * 2, 500) == ""
+
+
+def test_a_cut_row_is_named_by_the_persons_own_file(tmp_path, tokenizer, capsys):
+    long = {"messages": [USER, ANSWER] * 3}
+    short = {"messages": [{"role": "user", "content": "a"}, ANSWER]}
+    rows = [*[long] * 30, *[long | {"source": f"mine.jsonl:{n}"} for n in (4, 9)], short]
+    _, whole = tokenized(tmp_path, [long], tokenizer)
+    _, summary = tokenized(tmp_path, rows, tokenizer, whole.num_tokens // 2)
+    assert summary.num_cut == 32 and len(summary.problems) == 20
+    named = [problem.partition(": ")[0] for problem in summary.problems]
+    assert named[:3] == ["mine.jsonl:4", "mine.jsonl:9", "rows.jsonl.zst:1"]
+    assert "32 cut to the context; first: mine.jsonl:4: " in " ".join(
+        capsys.readouterr().err.split()
+    )

@@ -19,7 +19,7 @@ from cygnet.text.tokenizer import (
 from .conftest import TEXTS
 
 any_text = st.lists(st.one_of(st.text(), st.sampled_from([*SPECIAL_TOKENS, *TEXTS]))).map("".join)
-quick = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @quick
@@ -103,7 +103,7 @@ def test_transformers_loads_the_folder_with_the_same_ids(tokenizer, tmp_path, mo
         (tmp_path / "config.json").write_text(json.dumps(config))
     theirs = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
 
-    @settings(deadline=None, max_examples=50)
+    @settings(max_examples=50)
     @given(st.one_of(st.text(), st.sampled_from(TEXTS)))
     def same(text):
         # A control token spelt in a text is one to transformers, and ordinary text to us.

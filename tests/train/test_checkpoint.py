@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cygnet.config import ModelConfig, TrainConfig
 from cygnet.errors import UserError
 from cygnet.model.transformer import Transformer
-from cygnet.train.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint
+from cygnet.train import checkpoint
+from cygnet.train.checkpoint import Checkpoint, CheckpointWriter, Piece, newest_checkpoint
 from cygnet.train.hardware import find_hardware
 from cygnet.train.parallel.single import Single
 
@@ -76,11 +78,61 @@ def test_what_is_written_is_what_was_there_when_it_was_asked_for(tmp_path: Path)
             assert torch.equal(value, before[name]), name
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep", [1, 2, 4, 5, 7, 20])
+def test_only_the_newest_are_kept(keep: int, tmp_path: Path) -> None:
     single = trained(1)
-    for step in range(1, 5):
-        save(tmp_path, step, single)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000003", "step_00000004"]
+    for step in range(1, 7):
+        save(tmp_path, step, single, keep)
+    kept = [f"step_{step:08d}" for step in range(1, 7)][-keep:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
+def write_as_several(folder: Path, parts: list[list[Piece]]) -> list[CheckpointWriter]:
+    """Write a checkpoint as so many processes do; rank 0 gives it its name."""
+    writers = [CheckpointWriter(folder, 2, rank, len(parts)) for rank in range(len(parts))]
+    for writer, pieces in zip(writers, parts, strict=True):
+        writer.save(1, pieces, {})
+    return writers
+
+
+def test_any_part_is_read_whatever_parts_were_written(tmp_path: Path) -> None:
+    whole = torch.arange(70.0).view(7, 10)
+    cuts = [(0, 3), (3, 5), (5, 7), (7, 7)]  # the last of many processes may hold nothing
+    parts = [
+        [
+            Piece("model", "by_rows", whole[start:stop], 0, start, 7),
+            Piece("model", "by_columns", whole.T[:, start:stop], 1, start, 7),
+        ]
+        for start, stop in cuts
+    ]
+    for writer in write_as_several(tmp_path, parts):
+        writer.wait()
+    with Checkpoint(tmp_path / "step_00000001") as opened:
+        for name, tensor in (("by_rows", whole), ("by_columns", whole.T)):
+            for dim, size in enumerate(tensor.shape):
+                for start in range(size):
+                    for length in range(size - start + 1):
+                        found = opened.read(f"model/{name}", dim, start, length)
+                        assert torch.equal(found, tensor.narrow(dim, start, length))
+                with pytest.raises(UserError, match="made by a model of other sizes"):
+                    opened.read(f"model/{name}", dim, 1, size)
+
+
+def test_what_one_process_cannot_write_is_given_up_by_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 does not wait for a file that never comes."""
+
+    def full(tensors: Any, path: Path) -> None:
+        if path.name.startswith("rank_00001"):
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    pieces = [Piece("model", "a", torch.ones(2))]
+    for writer in write_as_several(tmp_path, [pieces, pieces]):
+        with pytest.raises(UserError, match=r"No space left.*there is no earlier one"):
+            writer.wait()
 
 
 @pytest.mark.parametrize(

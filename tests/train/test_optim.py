@@ -62,7 +62,7 @@ def test_muon_is_the_papers_muon() -> None:
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rows=st.integers(2, 24), columns=st.integers(2, 24), seed=st.integers(0, 1000))
 def test_orthogonalize_moves_singular_values_near_one(rows: int, columns: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

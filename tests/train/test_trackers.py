@@ -5,6 +5,7 @@ import http.server
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cygnet.config import TrainConfig
-from cygnet.train.trackers import METRICS, SAMPLES, JsonlTracker, make_trackers
+from cygnet.train.trackers import METRICS, SAMPLES, JsonlTracker, Samples, base, make_trackers
+from cygnet.train.trackers.base import ForeignTracker
 
 FAKE_KEY = "0" * 40
 HOSTILE = "a | b\n<script>alert(1)</script> <em>e</em> &amp; *bold* `code` 月光 \\"
@@ -174,9 +176,14 @@ def train(
     return json.loads(stdout), stderr
 
 
-def records(folder: Path) -> list[dict]:
-    """Return what wandb's own reader finds in the newest offline run below a run folder."""
-    log = max(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+def newest(folder: Path) -> Path:
+    """Return the file of the newest offline run below a run folder."""
+    found = folder.glob("wandb/offline-run-*/*.wandb")
+    return max(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+def records(log: Path) -> list[dict]:
+    """Return what wandb's own reader finds in a file."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -184,12 +191,12 @@ def records(folder: Path) -> list[dict]:
 
 
 def history(folder: Path) -> list[tuple[int, float]]:
-    items = [r["history"]["item"] for r in records(folder) if r["type"] == "history"]
+    items = [r["history"]["item"] for r in records(newest(folder)) if r["type"] == "history"]
     return [(item["step"], item["loss"]) for item in items]
 
 
 def started(folder: Path) -> dict:
-    return next(r["run"] for r in records(folder) if r["type"] == "run")
+    return next(r["run"] for r in records(newest(folder)) if r["type"] == "run")
 
 
 def test_wandb_without_login_writes_all_offline_and_says_how_to_sync(tmp_path):
@@ -214,7 +221,7 @@ def test_wandb_holds_the_samples_of_each_step_as_a_table(tmp_path):
     pytest.importorskip("wandb")
     run = tmp_path / "first"
     train(run, tmp_path, samples=ROWS)
-    items = [r["history"]["item"] for r in records(run) if r["type"] == "history"]
+    items = [r["history"]["item"] for r in records(newest(run)) if r["type"] == "history"]
     tables = [(item["step"], item["samples.path"]) for item in items]
     assert [step for step, _ in tables] == [1, 2, 3]
     files = next(run.glob("wandb/offline-run-*/files"))
@@ -227,17 +234,85 @@ def test_wandb_holds_the_samples_of_each_step_as_a_table(tmp_path):
         ]
 
 
-def test_a_resumed_wandb_run_keeps_its_id_and_name(tmp_path):
+class Hung(ForeignTracker):
+    """A package that takes one line and then does not answer."""
+
+    name = "json"
+
+    def _open(self) -> None:
+        self._run, self.taken, self.mend = object(), [], threading.Event()
+
+    def _log(self, metrics: dict, step: int) -> None:
+        if step > 1:
+            self.mend.wait()
+        self.taken.append(step)
+
+    def _log_samples(self, rows: Samples, step: int) -> None:
+        pass
+
+    def _finish(self, exit_code: int) -> None:
+        self.taken.append("end")
+
+
+def test_a_package_that_hangs_holds_up_no_step_and_not_the_end(monkeypatch, capsys):
+    monkeypatch.setattr(base, "FINISH_TIMEOUT_S", 0.01)
+    for last in (10, 3 * base.MAX_WAITING):
+        tracker = Hung()
+        for step in range(1, last + 1):
+            tracker.log({"loss": 1.0}, step)
+        tracker.finish(0)
+        said = capsys.readouterr().err
+        assert said == "json does not answer: what it has not taken is in metrics.jsonl alone\n"
+        tracker.mend.set()
+
+
+LOSE = """
+import os, signal, sys
+from pathlib import Path
+from cygnet.config import TrainConfig
+from cygnet.train.trackers import base, make_trackers
+base.FINISH_TIMEOUT_S = 0.5
+trackers = make_trackers(TrainConfig(use_wandb=True), Path(sys.argv[1]), {}, {})
+children = Path("/proc/self/task", str(os.getpid()), "children").read_text().split()
+(core,) = [int(pid) for pid in children if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text()]
+os.kill(core, int(sys.argv[2]))
+for step in range(1, 3000):
+    for tracker in trackers:
+        tracker.log({f"metric_{i}": 0.5 for i in range(12)}, step)
+for tracker in trackers:
+    tracker.finish(0)
+print(core)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_of_wandb_that_dies_or_hangs_costs_one_line(tmp_path, number):
     pytest.importorskip("wandb")
-    run = tmp_path / "first"
-    config = {"tracker": "wandb", "wandb_run_name": "tuesday"}
-    before, _ = train(run, tmp_path, config=config)
-    after, _ = train(run, tmp_path, config=config, state=before, steps=(2, 5))
-    assert after == before
-    assert started(run)["run_id"] == before["wandb_run_id"]
-    assert started(run)["display_name"] == "tuesday"
-    assert [step for step, _ in history(run)] == [3, 4, 5]
-    assert [line["step"] for line in read(run / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    with open(tmp_path / "said", "w") as said:  # a pipe would stay open in the hung process
+        result = subprocess.run(
+            [sys.executable, "-c", LOSE, str(tmp_path / "run"), str(int(number))],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            env={**os.environ, "WANDB_MODE": "offline"},
+        )
+    *lines, core = (tmp_path / "said").read_text().splitlines()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(core), signal.SIGKILL)
+    assert result.returncode == 0
+    assert len(lines) == 2, lines
+    assert "training goes on without it" in lines[1] or "does not answer" in lines[1]
+    assert len(read(tmp_path / "run" / "metrics.jsonl")) == 2999
+
+
+def test_a_package_that_is_slow_gets_all_in_order():
+    tracker = Hung()
+    for step in range(1, 50):
+        tracker.log({"loss": 1.0}, step)
+    tracker.mend.set()
+    tracker.finish(0)
+    assert tracker.taken == [*range(1, 50), "end"]
 
 
 def test_without_the_package_one_line_says_what_to_install(tmp_path):

@@ -1,13 +1,35 @@
-"""Which part of a parameter that torch cut over processes is here."""
+"""How models are cut over processes: groups, the part that is here, and sums."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
+
+
+def groups(each: int, timeout_s: float) -> tuple[Any, Any, list[list[int]]]:
+    """Make the groups of models that `each` processes hold together; all processes must call it.
+
+    Returns:
+        The group that holds one model with this process; the group of those that hold the same
+        part of it; and the ranks of each model's processes.
+    """
+    size = dist.get_world_size()
+    lines = [list(range(i, i + each)) for i in range(0, size, each)]
+    same = [list(range(i, size, each)) for i in range(each)]
+    return subgroup(lines, timeout_s), subgroup(same, timeout_s), lines
+
+
+def subgroup(ranks: list[list[int]], timeout_s: float) -> Any:
+    """Make a group of each list of ranks, and return that of this process."""
+    # Groups do not take over how long the group of all processes waits.
+    group, _ = dist.new_subgroups_by_enumeration(ranks, timeout=timedelta(seconds=timeout_s))
+    return group
 
 
 def place(parameter: Tensor) -> tuple[int, int, int]:

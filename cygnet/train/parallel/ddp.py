@@ -24,11 +24,26 @@ class Ddp(Single):
 
     def _spread(self) -> None:
         self.data_rank, self.data_size = self.world.rank, self.world.size
-        # Static: the same parameters get gradients in every step.
-        self.caller = DistributedDataParallel(self.caller, gradient_as_bucket_view=True)
+        self.has_settled = False
+        # The only buffer is a table that no step changes.
+        self.caller = DistributedDataParallel(
+            self.caller, gradient_as_bucket_view=True, forward_sync_buffers=False
+        )
 
     def _make_optimizer(self) -> Any:
         return build_optimizer(self.model, self.config, self.muon_dtype, shared(dist.group.WORLD))
+
+    def accumulate(self, stage: Stage, rows: Batch, weight: int) -> dict[str, Tensor]:
+        """Add the gradient of the rows' loss / weight; return summed loss and stage metrics."""
+        if not self.has_settled:
+            # DDP packs its messages anew after the first backward pass, and where a gradient lies
+            # in a message decides in which order three or more processes sum it. So a first pass
+            # goes to waste, or a resumed run would not be an uninterrupted one bit for bit.
+            first = rows.rows(0, self.config.micro_batch or 1).to(self.hardware.device)
+            self._forward_backward(stage, first, weight, is_last=True)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.has_settled = True
+        return super().accumulate(stage, rows, weight)
 
     def _forward_backward(
         self, stage: Stage, part: Batch, weight: int, is_last: bool

@@ -7,7 +7,7 @@ which Muon needs whole.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,12 +18,15 @@ from cygnet.config import TrainConfig
 from cygnet.errors import UserError
 from cygnet.text.loader import Batch
 from cygnet.train.checkpoint import Piece, Read
-from cygnet.train.optim import build_optimizer
+from cygnet.train.layout import read_deepspeed, zero_settings
+from cygnet.train.optim import MuonAdamW, build_optimizer
 from cygnet.train.parallel.cutting import summed
+from cygnet.train.parallel.group import be_a_group
 from cygnet.train.parallel.single import Single
 from cygnet.train.stage import Stage
 
 STATES = ("mean", "square")
+LOSS_SCALE_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class DeepSpeed(Single):
@@ -35,27 +38,34 @@ class DeepSpeed(Single):
     def _make_optimizer(self) -> Any:
         try:
             import deepspeed
+            from deepspeed.accelerator import get_accelerator
             from deepspeed.utils import logger
         except ImportError as error:
             raise UserError(
                 "--parallel deepspeed: DeepSpeed is not installed: pip install 'cygnet[deepspeed]'"
             ) from error
         logger.setLevel("WARNING")
+        if self.hardware.dtype is torch.float16 and not get_accelerator().is_fp16_supported():
+            raise UserError(
+                f"--parallel deepspeed and fp16: DeepSpeed has no fp16 on {self.hardware.device}; "
+                "give --dtype bf16 or fp32, or --parallel fsdp"
+            )
         if self.hardware.device.type == "cpu":
             # Its own collectives in shared memory take a minute to compile and gain nothing here.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        be_a_group()  # where it is alone
         settings = deepspeed_settings(self.config, self.hardware.dtype, self.data_size)
         self.stage = settings["zero_optimization"]["stage"]
         optimizer = build_optimizer(self.model, self.config, self.muon_dtype)
+        optimizer.counts_steps = False
         for group in optimizer.param_groups:
-            group["lr"] = 0.0  # DeepSpeed may take a step to make the optimizer's state
+            # DeepSpeed may take a step to make the optimizer's state.
+            group["lr"], group["steps"] = 0.0, 1
         if self.stage == 3:
             # The output matrix is used outside of its own module.
             deepspeed.zero.register_external_parameter(self.caller, self.model.output_weight)
         frequencies = self.model.inverse_frequencies.clone()
-        self.engine, wrapped, _, _ = deepspeed.initialize(
-            model=self.caller, optimizer=optimizer, config=settings, dist_init_required=False
-        )
+        self.engine, wrapped = self._initialize(optimizer, settings)
         self.caller = self.engine
         # DeepSpeed casts buffers with the weights, and rotations need float32.
         self.model.inverse_frequencies = nn.Buffer(frequencies, persistent=False)
@@ -64,6 +74,22 @@ class DeepSpeed(Single):
         for group in wrapped.param_groups:
             group["steps"] = 0
         return wrapped
+
+    def _initialize(self, optimizer: MuonAdamW, settings: dict[str, Any]) -> tuple[Any, Any]:
+        """Return DeepSpeed's engine and its optimizer around ours."""
+        import deepspeed
+        from pydantic import ValidationError  # DeepSpeed's own dependency
+
+        try:
+            engine, wrapped, _, _ = deepspeed.initialize(
+                model=self.caller, optimizer=optimizer, config=settings, dist_init_required=False
+            )
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+            raise UserError(
+                f"{self.config.deepspeed}: DeepSpeed refuses {'; '.join(wrong)}"
+            ) from error
+        return engine, wrapped
 
     def _forward_backward(
         self, stage: Stage, part: Batch, weight: int, is_last: bool
@@ -80,17 +106,26 @@ class DeepSpeed(Single):
     def update(self, scale: float, max_norm: float) -> float:
         """Make a step, and return the gradient's norm; DeepSpeed clips inside of it.
 
-        So a gradient that is not finite is seen only after the step: before a checkpoint is
-        written, but not before the weights are touched.
+        From stage 1 on DeepSpeed itself leaves out a step whose gradient is not finite.
         """
         self._set_rates(scale)
         if self.stage == 0:
             # DeepSpeed clips here too, but keeps the norm to itself.
             norm = float(self._clip(max_norm))
-            self.engine.step()
+            if math.isfinite(norm):
+                self._step()
             return norm
-        self.engine.step()
+        self._step()
         return float(self.engine.get_global_grad_norm())
+
+    def _step(self) -> None:
+        # Stage 3 makes its step in several parts, all of which are the same step of AdamW.
+        for group in self.optimizer.param_groups:
+            group["steps"] += 1
+        self.engine.step()
+        if not self.engine.was_step_applied():
+            for group in self.optimizer.param_groups:
+                group["steps"] -= 1
 
     def pieces(self) -> Iterator[Piece]:
         """Yield this process's share of the parameters, each gathered whole by all of them."""
@@ -134,6 +169,17 @@ class DeepSpeed(Single):
         self._set_counters(counters)
         self._share_weights()
 
+    def loss_scale_state(self) -> dict[str, Any]:
+        """Return DeepSpeed's loss scale and its history; nothing where it has none."""
+        scaler = getattr(self.optimizer, "loss_scaler", None)
+        return {name: getattr(scaler, name) for name in LOSS_SCALE_STATE if hasattr(scaler, name)}
+
+    def load_loss_scale_state(self, state: dict[str, Any]) -> None:
+        """Take what `loss_scale_state` gave; that of another way of spreading begins anew."""
+        if state.keys() == self.loss_scale_state().keys():
+            for name, value in state.items():
+                setattr(self.optimizer.loss_scaler, name, value)
+
     def _make_states(self, wrapped: Any) -> None:
         """Make the optimizer's state, which would come with the first step."""
         inner = getattr(wrapped, "optimizer", wrapped)
@@ -159,15 +205,9 @@ def deepspeed_settings(config: TrainConfig, dtype: torch.dtype, data_size: int) 
     Raises:
         UserError: the file cannot be read, or contradicts a flag; names both.
     """
-    given: dict[str, Any] = {}
-    if config.deepspeed is not None:
-        try:
-            given = json.loads(config.deepspeed.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{config.deepspeed}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise UserError(f"{config.deepspeed}: not JSON ({error})") from error
-    stage = given.get("zero_optimization", {}).get("stage", 0 if given else 2)
+    given = read_deepspeed(config.deepspeed)
+    zero = zero_settings(given)
+    stage = zero["stage"]
     micro_batch = config.micro_batch or 1
     rows = config.rows_per_batch
     accumulation = -(-rows // (data_size * micro_batch))
@@ -190,7 +230,6 @@ def deepspeed_settings(config: TrainConfig, dtype: torch.dtype, data_size: int) 
                 "--schedule decide it"
             )
     precision = _precision(config, given, dtype, stage)
-    zero = {**given.get("zero_optimization", {}), "stage": stage}
     return {
         **given,
         **precision,
@@ -216,6 +255,11 @@ def _precision(
                 f"{config.deepspeed}: {name}.enabled is {enabled}, but --dtype is {config.dtype}; "
                 "make them agree"
             )
+    if wanted == "fp16" and not stage:
+        raise UserError(
+            "ZeRO stage 0 and --dtype fp16: the gradient would be clipped with its loss scale in "
+            "it; take stage 1, 2 or 3, or --parallel ddp, which is stage 0"
+        )
     if wanted == "fp16":
         return {"fp16": {**given.get("fp16", {}), "enabled": True}, "bf16": {"enabled": False}}
     # Stage 0 would choose another optimizer for bf16 weights; float32 weights that are cast where

@@ -19,14 +19,13 @@ from torch.distributed.tensor import DTensor
 
 from cygnet.text.loader import Batch
 from cygnet.train.checkpoint import Piece
+from cygnet.train.held import keeps_whole
 from cygnet.train.optim import build_optimizer
 from cygnet.train.parallel.cutting import summed
+from cygnet.train.parallel.group import on_rank_zero
 from cygnet.train.parallel.muon import exchanged
 from cygnet.train.parallel.single import Single
 from cygnet.train.stage import Stage
-
-KEEP_SHARE = 0.1
-"""Share of the free memory that weights may take that stay whole for the length of a step."""
 
 
 class Fsdp(Single):
@@ -35,8 +34,9 @@ class Fsdp(Single):
     def _spread(self) -> None:
         self.data_rank, self.data_size = self.world.rank, self.world.size
         compute = self.hardware.dtype
-        self.keeps_whole = keeps_whole(
-            self.model.config.num_parameters, compute, self.hardware.memory.free_bytes
+        # The same in every process, whatever each has measured: all must gather alike.
+        self.keeps_whole = on_rank_zero(
+            lambda: keeps_whole(self.model.config, compute, self.hardware.memory.free_bytes)
         )
         policy = MixedPrecisionPolicy(
             param_dtype=compute if compute is torch.bfloat16 else None,
@@ -76,8 +76,3 @@ class Fsdp(Single):
     def _sum_of_parts(self, value: Tensor) -> Tensor:
         dist.all_reduce(value)
         return value
-
-
-def keeps_whole(num_parameters: int, dtype: torch.dtype, free_bytes: int) -> bool:
-    """Say whether a process has room to keep gathered weights whole for the length of a step."""
-    return num_parameters * dtype.itemsize <= KEEP_SHARE * free_bytes

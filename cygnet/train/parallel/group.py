@@ -6,6 +6,7 @@ A run of one process needs none of them and connects to nothing.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import secrets
@@ -16,11 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import TCPStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 from torch.distributed.rendezvous import rendezvous
 
 from cygnet.errors import UserError
@@ -30,6 +32,10 @@ CONNECT_TIMEOUT_S = 300.0
 PREPARATION_TIMEOUT = timedelta(days=7)
 """How long the others wait while rank 0 prepares data."""
 HEARTBEAT_S = 1.0
+STORE_ANSWERS_S = 10.0
+"""How long rank 0's store may take to say who is missing; that of a stopped rank 0 never does."""
+SHARED_FOLDER_S = 30.0
+"""How long a network file system may take to show one machine what another wrote."""
 _ADDRESS = "cygnet/address"
 _turns = itertools.count()
 _shared: list[Any] = []
@@ -51,8 +57,17 @@ class World:
 
 
 def world() -> World:
-    """Read this process's place from the environment; without one it is alone."""
+    """Read this process's place from the environment; without one it is alone.
+
+    Raises:
+        UserError: there are others, but this one does not know its number among them.
+    """
     size = int(os.environ.get("WORLD_SIZE", 1))
+    if size > 1 and "RANK" not in os.environ:
+        raise UserError(
+            f"WORLD_SIZE is {size} but RANK is not set: start the processes with torchrun or "
+            "deepspeed, give each its RANK, or unset WORLD_SIZE"
+        )
     local_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size
     return World(
         rank=int(os.environ.get("RANK", 0)),
@@ -95,6 +110,20 @@ def connect(timeout_s: float) -> World:
             "of them with torchrun or deepspeed"
         ) from error
     return place
+
+
+def be_a_group() -> None:
+    """Make a process that is alone a group of one, for what works in groups only."""
+    if not dist.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+
+
+def is_restart() -> bool:
+    """Say whether torchrun or Slurm has started this same job before."""
+    names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(os.environ.get(name, "0") != "0" for name in names)
 
 
 def disconnect() -> None:
@@ -170,11 +199,41 @@ def on_rank_zero(function: Callable[[], Any]) -> Any:
 
 def any_of(flag: bool) -> bool:
     """Say whether the flag is set in any process."""
+    return largest(flag) > 0
+
+
+def largest(value: float) -> float:
+    """Return the largest that any process gave."""
     if world().size == 1:
-        return flag
-    flags = torch.tensor([float(flag)])
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags)
+        return value
+    values = torch.tensor([value], dtype=torch.float64)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return float(values)
+
+
+def check_shared(folder: Path) -> None:
+    """Make sure that what rank 0 writes to a folder is there for all processes.
+
+    Raises:
+        UserError: in every process; names those that do not see it.
+    """
+    if world().size == 1:
+        return
+    mark = folder / f".shared_{on_rank_zero(lambda: secrets.token_hex(4))}"
+    if world().rank == 0:
+        mark.touch()
+    gather(None)
+    give_up = time.monotonic() + SHARED_FOLDER_S
+    while not mark.exists() and time.monotonic() < give_up:
+        time.sleep(0.1)
+    blind = [str(rank) for rank, sees in enumerate(gather(mark.exists())) if not sees]
+    if world().rank == 0:
+        mark.unlink()
+    if blind:
+        raise UserError(
+            f"{folder}: rank {', '.join(blind)} does not see what rank 0 writes there; give an "
+            "--out on a file system that all machines share"
+        )
 
 
 def note_step(step: int) -> None:
@@ -208,6 +267,14 @@ def _is_about_others(error: RuntimeError) -> bool:
 
 def missing() -> str:
     """Say which processes show no life, or are behind the others: for a time-out's message."""
+    found: list[str] = []
+    asking = threading.Thread(target=lambda: found.append(_ask_who_is_missing()), daemon=True)
+    asking.start()
+    asking.join(STORE_ANSWERS_S)
+    return found[0] if found else "rank 0 is stopped"
+
+
+def _ask_who_is_missing() -> str:
     store = _default_store()
     try:
         before = _read_all(store, "heart")
@@ -234,6 +301,7 @@ def _read_all(store: Any, what: str) -> list[int | None]:
 
 def _show_life(store: Any, rank: int) -> None:
     """Count up at the store for as long as this process runs."""
+    is_over = threading.Event()
 
     def beat() -> None:
         for count in itertools.count():
@@ -241,9 +309,18 @@ def _show_life(store: Any, rank: int) -> None:
                 store.set(f"cygnet/heart/{rank}", str(count))
             except RuntimeError:
                 return  # the store is gone, and so is the run
-            time.sleep(HEARTBEAT_S)
+            if is_over.wait(HEARTBEAT_S):
+                return
 
-    threading.Thread(target=beat, daemon=True).start()
+    def end() -> None:
+        # A thread that comes back from the store's code into a closed interpreter aborts the
+        # process; one that a stopped rank 0 holds there is not waited for long.
+        is_over.set()
+        beating.join(STORE_ANSWERS_S)
+
+    beating = threading.Thread(target=beat, daemon=True)
+    beating.start()
+    atexit.register(end)
 
 
 def _default_store() -> Any:

@@ -16,11 +16,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-from cygnet.errors import UserError
 from cygnet.model.rope import rope_angles
 from cygnet.model.transformer import Transformer
 from cygnet.text.loader import Batch
-from cygnet.train.parallel.cutting import sum_gradients, summed
+from cygnet.train.layout import stretch
+from cygnet.train.parallel.cutting import groups, subgroup, sum_gradients, summed
 from cygnet.train.parallel.single import Single
 from cygnet.train.stage import Stage
 
@@ -71,26 +71,15 @@ class Pipeline(Single):
 
     def _spread(self) -> None:
         each = self.config.model_processes or self.world.size
-        num_layers = self.model.config.num_layers
-        if each > num_layers:
-            raise UserError(
-                f"--parallel pipeline over {each} processes: the model has {num_layers} layers; "
-                f"give --model_processes {num_layers} or fewer"
-            )
         self.data_rank, self.place = divmod(self.world.rank, each)
         self.data_size, self.num_places = self.world.size // each, each
-        # Every process takes part in making every group.
-        lines = [list(range(i * each, (i + 1) * each)) for i in range(self.data_size)]
-        same = [list(range(i, self.world.size, each)) for i in range(each)]
-        ends = [[line[0], line[-1]] for line in lines]
-        self.line_group, _ = dist.new_subgroups_by_enumeration(lines)
-        self.data_group, _ = dist.new_subgroups_by_enumeration(same)
+        self.line_group, self.data_group, lines = groups(each, self.config.timeout_s)
         self.ends_group: Any = None
         if each > 1:
-            self.ends_group, _ = dist.new_subgroups_by_enumeration(ends)
+            ends = [[line[0], line[-1]] for line in lines]
+            self.ends_group = subgroup(ends, self.config.timeout_s)
         self.last_rank = lines[self.data_rank][-1]
-        bounds = [round(i * num_layers / each) for i in range(each + 1)]
-        self.stretch = Stretch(self.model, range(bounds[self.place], bounds[self.place + 1]))
+        self.stretch = Stretch(self.model, stretch(self.model.config, each, self.place))
         self._drop_the_rest()
         self.schedule: Schedule1F1B | None = None
 
@@ -136,7 +125,8 @@ class Pipeline(Single):
         self._schedule(len(rows.tokens) // micro_batch).step(
             *given, positions_BT=rows.positions, document_ids_BT=rows.document_ids, **target
         )
-        if self.model.config.tie_embeddings and (self.stretch.is_first or self.stretch.is_last):
+        at_an_end = self.stretch.is_first or self.stretch.is_last
+        if self.ends_group is not None and self.model.config.tie_embeddings and at_an_end:
             sum_gradients([self.model.model.embed_tokens.weight], self.ends_group)
         sum_gradients(list(self.model.parameters()), self.data_group)
         names = next(iter(found.values()), {})

@@ -150,6 +150,8 @@ class Single:
         cut = _square_sum([gradient for p, gradient in counted if self._is_cut(p)])
         whole = _square_sum([gradient for p, gradient in counted if not self._is_cut(p)])
         norm = (self._sum_of_parts(cut) + whole).sqrt()
+        if not torch.isfinite(norm):
+            return norm  # scaling would hide which gradient it was
         scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
         torch._foreach_mul_([gradient for _, gradient in found], scale)
         return norm
@@ -186,6 +188,15 @@ class Single:
     def _writes(self, number: int, parameter: Tensor) -> bool:
         """Say whether this process is the one of several that hold a parameter to write it."""
         return True
+
+    def loss_scale_state(self) -> dict[str, Any]:
+        """Return the loss scale of fp16 and its history; an empty mapping where there is none."""
+        return self.scaler.state_dict()
+
+    def load_loss_scale_state(self, state: dict[str, Any]) -> None:
+        """Take what `loss_scale_state` gave; that of another way of spreading begins anew."""
+        if self.scaler.is_enabled() and state.keys() == self.scaler.state_dict().keys():
+            self.scaler.load_state_dict(state)
 
     def counters(self) -> list[int]:
         """Return the optimizer's step counter of each parameter group."""

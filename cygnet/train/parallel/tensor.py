@@ -12,18 +12,18 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
+    PrepareModuleInput,
     RowwiseParallel,
     parallelize_module,
 )
 
-from cygnet.errors import UserError
 from cygnet.text.loader import Batch
 from cygnet.train.optim import build_optimizer
-from cygnet.train.parallel.cutting import sum_gradients, summed
+from cygnet.train.parallel.cutting import groups, sum_gradients, summed
 from cygnet.train.parallel.muon import exchanged
 from cygnet.train.parallel.single import Single
 from cygnet.train.stage import Stage
@@ -34,22 +34,25 @@ class TensorParallel(Single):
 
     def _spread(self) -> None:
         each = self.config.model_processes or self.world.size
-        check_cut(self.model.config, each)
-        mesh = init_device_mesh(
-            self.hardware.device.type,
-            (self.world.size // each, each),
-            mesh_dim_names=("data", "tensor"),
+        self.tensor_group, self.data_group, lines = groups(each, self.config.timeout_s)
+        mesh = DeviceMesh.from_group(
+            self.tensor_group, self.hardware.device.type, lines[self.world.rank // each]
         )
-        self.data_group, self.tensor_group = mesh["data"].get_group(), mesh["tensor"].get_group()
         self.data_rank, self.data_size = self.world.rank // each, self.world.size // each
         by_output, by_input = ColwiseParallel(), RowwiseParallel()
+        # Marked once for all matrices that read it: their gradients are then summed in one go.
+        of_attention, of_mlp = (Replicate(), None, None, None, None), (Replicate(),)
         cut = {
+            "self_attn": PrepareModuleInput(
+                input_layouts=of_attention, desired_input_layouts=of_attention
+            ),
+            "mlp": PrepareModuleInput(input_layouts=of_mlp, desired_input_layouts=of_mlp),
             "self_attn.q_proj": by_output, "self_attn.k_proj": by_output,
             "self_attn.v_proj": by_output, "self_attn.o_proj": by_input,
             "mlp.gate_proj": by_output, "mlp.up_proj": by_output, "mlp.down_proj": by_input,
         }  # fmt: skip
         for block in self.model.model.layers:
-            parallelize_module(block, mesh["tensor"], cut)
+            parallelize_module(block, mesh, cut)
 
     def _make_optimizer(self) -> Any:
         run = exchanged(self.tensor_group)
@@ -86,17 +89,3 @@ class TensorParallel(Single):
             return True
         size = dist.get_world_size(self.tensor_group)
         return number % size == dist.get_rank(self.tensor_group)
-
-
-def check_cut(sizes: Any, each: int) -> None:
-    """Refuse a model whose heads or feed-forward width do not divide by `each` processes.
-
-    Raises:
-        UserError: names what does not divide.
-    """
-    for name in ("num_heads", "num_kv_heads", "intermediate_size"):
-        if getattr(sizes, name) % each:
-            raise UserError(
-                f"--parallel tensor over {each} processes: {name} {getattr(sizes, name)} does not "
-                f"divide by {each}; give --model_processes a divisor of it, or --parallel fsdp"
-            )

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cygnet.config import TrainConfig
-from cygnet.train.trackers.base import Samples, Tracker
-from cygnet.train.trackers.jsonl import METRICS, SAMPLES, JsonlTracker
+from cygnet.train.trackers.base import METRICS, Samples, Tracker
+from cygnet.train.trackers.jsonl import SAMPLES, JsonlTracker
 from cygnet.train.trackers.swanlab import SWANLAB_RUN_ID, SwanLabTracker
 from cygnet.train.trackers.tensorboard import TensorBoardTracker
 from cygnet.train.trackers.trackio import TRACKIO_RUN_ID, TrackioTracker
@@ -54,7 +54,7 @@ def make_trackers(
     if config.use_wandb or config.tracker == "wandb":
         trackers.append(WandbTracker(config, run_dir, resolved, state))
     if config.tracker == "tensorboard":
-        trackers.append(TensorBoardTracker(run_dir / "tensorboard", step))
+        trackers.append(TensorBoardTracker(run_dir / "tensorboard", resolved, step))
     if config.tracker == "swanlab":
         trackers.append(SwanLabTracker(config, run_dir, resolved, state))
     if config.tracker == "trackio":

@@ -6,6 +6,8 @@ import contextlib
 import importlib.util
 import io
 import os
+import queue
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +20,15 @@ Samples = Sequence[Mapping[str, Any]]
 """Rows of a table, column name to text or number; `prompt` and `answer` are among the columns."""
 
 
+MAX_WAITING = 4096
+"""What a tracker may leave waiting before it is given up; a line of metrics is one."""
+FINISH_TIMEOUT_S = 60.0
+"""How long a run that ends waits for a tracker to send what it has."""
+METRICS = "metrics.jsonl"
+
+
 class Tracker(Protocol):
-    """Takes the metrics of a run. No method raises."""
+    """Takes the metrics of a run. No method raises, and none but `finish` waits."""
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         """Take the metrics of one step."""
@@ -41,6 +50,9 @@ class Tracker(Protocol):
 class ForeignTracker(ABC):
     """A tracker made of a package of other people, whose first error drops it for good.
 
+    A thread hands over what is logged, so that no step waits for a package that does not answer: a
+    process that hangs, a disk or a network that is gone.
+
     Class attributes:
         name: of the package, and of the extra that brings it.
     """
@@ -49,39 +61,69 @@ class ForeignTracker(ABC):
 
     def __init__(self) -> None:
         self._run: Any = None
+        self._waiting: queue.Queue[Callable[[], None]] = queue.Queue(MAX_WAITING)
+        self._thread = threading.Thread(target=self._hand_over, name=self.name, daemon=True)
         if is_installed(self.name):
-            self._guard(self._open)
+            self._try(self._open)
         else:
             say(
                 f"{self.name} is not installed: pip install 'cygnet[{self.name}]'; "
                 "training goes on without it"
             )
+        if self._run is not None:
+            self._thread.start()
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         """Hand the metrics over."""
-        if self._run is not None:
-            self._guard(lambda: self._log(metrics, step))
+        self._submit(lambda: self._guard(lambda: self._log(metrics, step)))
 
     def samples(self, rows: Samples, step: int) -> None:
         """Hand a table of prompts and answers over."""
-        if self._run is not None and rows:
-            self._guard(lambda: self._log_samples(rows, step))
+        if rows:
+            self._submit(lambda: self._guard(lambda: self._log_samples(rows, step)))
 
     def state(self) -> dict[str, Any]:
         """Return nothing, unless the tracker has an id to keep."""
         return {}
 
     def finish(self, exit_code: int) -> None:
-        """Close the run."""
-        if self._run is not None:
-            self._guard(lambda: self._finish(exit_code))
+        """Close the run; a package that does not answer for a minute is left to itself."""
+        is_taken = threading.Event()
+        self._submit(is_taken.set)
+        if self._run is not None and not is_taken.wait(FINISH_TIMEOUT_S):
+            self._give_up()
+        # Not in the thread: packages that handle signals may do so in the main one alone.
+        self._guard(lambda: self._finish(exit_code))
+
+    def _submit(self, action: Callable[[], None]) -> None:
+        if self._run is None:
+            return
+        try:
+            self._waiting.put_nowait(action)
+        except queue.Full:
+            self._give_up()
+
+    def _hand_over(self) -> None:
+        while True:
+            self._waiting.get()()
+
+    def _give_up(self) -> None:
+        self._drop(f"{self.name} does not answer: what it has not taken is in {METRICS} alone")
+
+    def _drop(self, why: str) -> None:
+        self._run = None
+        say(why)
+        threading.Thread(target=self._abandon, daemon=True).start()
 
     def _guard(self, action: Callable[[], None]) -> None:
+        if self._run is not None:
+            self._try(action)
+
+    def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
         except Exception as error:  # noqa: BLE001 (foreign code must not end a run)
-            self._run = None
-            say(f"{self.name}: {first_line(error)}; training goes on without it")
+            self._drop(f"{self.name}: {first_line(error)}; training goes on without it")
 
     @abstractmethod
     def _open(self) -> None:
@@ -95,6 +137,9 @@ class ForeignTracker(ABC):
 
     @abstractmethod
     def _finish(self, exit_code: int) -> None: ...
+
+    def _abandon(self) -> None:  # noqa: B027 (most packages need nothing)
+        """Keep a dropped package from holding up the end of the process; may itself hang."""
 
 
 def is_installed(package: str) -> bool:

@@ -11,7 +11,6 @@ from cygnet.files import write_atomic
 from cygnet.progress import say
 from cygnet.train.trackers.base import Samples
 
-METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from pathlib import Path
 from typing import Any
 
+from cygnet.config import as_yaml
 from cygnet.train.trackers.base import ForeignTracker, Samples, as_table
 
 MARKDOWN = "\\`*_[]{}#|"
@@ -17,16 +19,19 @@ class TensorBoardTracker(ForeignTracker):
 
     name = "tensorboard"
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
-        self._folder = folder
-        # Events of steps that a resumed run makes again are hidden.
-        self._purge_step = step + 1 if step else None
+    def __init__(self, folder: Path, resolved: dict[str, Any], step: int = 0) -> None:
+        self._folder, self._config = folder, resolved
+        self._step = step
+        # Events of steps that a resumed run makes again are hidden, all where it starts anew.
+        self._purge_step = step + 1 if step else 0
         super().__init__()
 
     def _open(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._run = SummaryWriter(str(self._folder), purge_step=self._purge_step)
+        # Indented lines are shown as they are.
+        self._run.add_text("config", textwrap.indent(as_yaml(self._config), " " * 4), self._step)
 
     def _log(self, metrics: dict[str, Any], step: int) -> None:
         for name, value in metrics.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import netrc
 import os
 import secrets
@@ -15,6 +16,7 @@ from typing import Any
 from cygnet.config import TrainConfig
 from cygnet.progress import say
 from cygnet.train.trackers.base import (
+    FINISH_TIMEOUT_S,
     ForeignTracker,
     Samples,
     as_table,
@@ -26,7 +28,6 @@ from cygnet.train.trackers.base import (
 WANDB_RUN_ID = "wandb_run_id"
 PROBE_TIMEOUT_S = 4.0
 INIT_TIMEOUT_S = 10.0
-FINISH_TIMEOUT_S = 60.0
 
 
 class WandbTracker(ForeignTracker):
@@ -100,6 +101,13 @@ class WandbTracker(ForeignTracker):
 
     def _finish(self, exit_code: int) -> None:
         self._run.finish(exit_code=exit_code)
+
+    def _abandon(self) -> None:
+        import wandb
+
+        # Else it waits for its own process when Python ends, also for one that hangs or is gone.
+        with contextlib.suppress(Exception):
+            wandb.teardown()
 
 
 def _offline_reason(url: str) -> str | None:

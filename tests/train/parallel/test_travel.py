@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.train.parallel.conftest import Train
-from tests.train.parallel.test_equal import losses, weights
+from tests.train.parallel.test_equal import losses, weights, zero
 
 ROUTES = [
     ("one", "ddp"), ("one", "fsdp"), ("one", "tensor"), ("one", "pipeline"),
@@ -51,3 +51,35 @@ def test_a_checkpoint_travels_to_zero_and_back(
     found = weights(run)
     for name, value in weights(whole).items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_the_optimizer_of_a_run_stays_whatever_spreads_it(together: Train, tmp_path: Path) -> None:
+    """Where it is left to the way, which would now choose another."""
+    automatic = {**zero(2), "optimizer": "auto", "keep_checkpoints": 5}
+    whole, run = together(tmp_path / "whole", **automatic), together(tmp_path / "run", **automatic)
+    shutil.rmtree(run / "checkpoints/step_00000006")
+    together(run, parallel="ddp", keep_checkpoints=5)
+    assert losses(run) == pytest.approx(losses(whole), rel=2e-5)
+    found = weights(run)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-4, msg=name)
+
+
+SAME_LAYOUT = {
+    # Sums of three depend on their order, which must not change on the way.
+    "ddp": {"parallel": "ddp", "processes": 3}, "fsdp": {"parallel": "fsdp", "processes": 3},
+    "tensor": {"parallel": "tensor"}, "pipeline": {"parallel": "pipeline"},
+    **{f"zero{stage}": zero(stage) for stage in range(4)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", SAME_LAYOUT)
+def test_on_the_same_layout_not_a_bit_changes(way: str, together: Train, tmp_path: Path) -> None:
+    settings = {**SAME_LAYOUT[way], "keep_checkpoints": 5}
+    whole, run = together(tmp_path / "whole", **settings), together(tmp_path / "run", **settings)
+    for step in (4, 6):
+        shutil.rmtree(run / f"checkpoints/step_0000000{step}")
+    together(run, **settings)
+    assert losses(run) == losses(whole)
+    found = weights(run)
+    assert all(torch.equal(value, found[name]) for name, value in weights(whole).items())
