@@ -52,7 +52,7 @@ class Engine:
             and that if left out.
         max_waiting: requests that may wait for a slot; none for any number.
         chunk_tokens: tokens of prompts that one step reads.
-        compile, weights: see `Runner`.
+        weights: see `Runner`.
         draft: a smaller model of the same tokenizer that proposes `num_proposals` tokens a step
             (`Speculation`): the same distribution, from other random numbers. Used while all that
             run are without penalties, biases, grammars and log-probabilities.
@@ -71,7 +71,6 @@ class Engine:
         max_len: int | None = None,
         max_waiting: int | None = None,
         chunk_tokens: int = CHUNK_TOKENS,
-        compile: bool = False,
         weights: Weights = "float",
         draft: Transformer | None = None,
         num_proposals: int = 4,
@@ -87,13 +86,13 @@ class Engine:
         self._num_outputs = min(tokenizer.vocab_size, model.config.vocab_size)
         # Proposals may stand beyond the end of an answer.
         length = self.max_len + (num_proposals if draft else 0)
-        self._runner = Runner(model, num_slots, length, compile, weights)
+        self._runner = Runner(model, num_slots, length, weights)
         self._speculation: Speculation | None = None
         runners = [self._runner]
         if draft is not None:
             if draft.config.vocab_size < self._num_outputs:
                 raise UserError("the draft model has a smaller vocabulary than the model")
-            runners.append(Runner(draft, num_slots, length, compile))
+            runners.append(Runner(draft, num_slots, length))
             self._speculation = Speculation(runners[1], num_proposals, self._num_outputs)
         self._slots = SlotTable(runners, num_slots)
         self._waiting: deque[Answer] = deque()

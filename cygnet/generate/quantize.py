@@ -1,10 +1,10 @@
 """Matrices in 8 or 4 bits, for inference: less memory to read for every token.
 
-Only weights are quantized, activations stay in bfloat16; torch's own kernels read the packed form.
+Only weights are quantized; `forward.cpp` unpacks them as it multiplies.
 
-int8: one scale for each output, w = q * scale, q in -127..127.
-int4: groups of 32 inputs of each output, w = (q - 8) * scale + zero, q in 0..15, where
-scale = (max - min) / 15 and zero = min + 8 * scale; both are kept in bfloat16.
+int8: one scale for each output, w = code * scale, code in -127..127.
+int4: groups of 32 inputs of each output, w = code * scale + zero, code in 0..15, where
+scale = (max - min) / 15 and zero = min.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from cygnet.model.transformer import Attention, FeedForward, Linear, Transformer
 
 Weights = Literal["float", "int8", "int4"]
 GROUP = 32
-FEW_ROWS = 32
-"""For more rows than this the products are bound by arithmetic, and bfloat16 is faster."""
 
 
 class QuantizedLinear(nn.Module):
@@ -31,6 +29,12 @@ class QuantizedLinear(nn.Module):
         linear: the layer it stands for.
         weights: how its matrix is kept.
 
+    Attributes:
+        codes: int8 (out, in), or uint8 (out, in / 2): in each 16 bytes a group's first 16 codes
+            in the low halves, the others in the high ones.
+        scale: float32, (out,) or (out, in / 32).
+        zero: float32 (out, in / 32), of int4 alone.
+
     Raises:
         UserError: int4, and the layer's input does not divide into groups.
     """
@@ -38,14 +42,15 @@ class QuantizedLinear(nn.Module):
     def __init__(self, linear: Linear, weights: Weights) -> None:
         super().__init__()
         self.bias = linear.bias
+        self.weights = weights
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.is_int4 = weights == "int4"
         weight_OI = linear.weight.detach().float()
-        if not self.is_int4:
-            scale_O = weight_OI.abs().amax(1).clamp(min=1e-12).div(127).bfloat16()
-            codes = (weight_OI / scale_O.float()[:, None]).round().clamp(-127, 127)
+        self.zero: Tensor | None
+        if weights == "int8":
+            self.scale = nn.Buffer(weight_OI.abs().amax(1).clamp(min=1e-12).div(127))
+            codes = (weight_OI / self.scale[:, None]).round().clamp(-127, 127)
             self.codes = nn.Buffer(codes.to(torch.int8))
-            self.scale = nn.Buffer(scale_O)
+            self.zero = None
             return
         if self.in_features % GROUP:
             raise UserError(
@@ -53,47 +58,35 @@ class QuantizedLinear(nn.Module):
             )
         groups = weight_OI.view(self.out_features, -1, GROUP)
         low, high = groups.amin(2), groups.amax(2)
-        scale = ((high - low) / 15).clamp(min=1e-8).bfloat16().float()
-        zero = (low + 8 * scale).bfloat16().float()
-        codes = ((groups - zero[..., None]) / scale[..., None] + 8).round().clamp(0, 15)
-        self.unpacked = nn.Buffer(codes.view_as(weight_OI).to(torch.uint8), persistent=False)
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(self.unpacked.int(), 1)
-        self.codes = nn.Buffer(packed)
-        self.scale = nn.Buffer(
-            torch.stack([scale, zero], 2).transpose(0, 1).bfloat16().contiguous()
-        )
+        self.scale = nn.Buffer(((high - low) / 15).clamp(min=1e-12))
+        self.zero = nn.Buffer(low)
+        codes = ((groups - low[..., None]) / self.scale[..., None]).round().clamp(0, 15)
+        first, second = codes.to(torch.uint8).chunk(2, dim=2)
+        self.codes = nn.Buffer((first | second << 4).view(self.out_features, -1))
 
     @property
     def weight(self) -> Tensor:
         """The matrix that the codes stand for, (out, in) float32."""
-        if not self.is_int4:
-            return self.codes.float() * self.scale.float()[:, None]
-        scale, zero = self.scale.float().transpose(0, 1)[..., None].unbind(2)
-        groups = self.unpacked.view(self.out_features, -1, GROUP).float()
-        return ((groups - 8) * scale + zero).view(self.out_features, -1)
+        if self.zero is None:
+            return self.codes.float() * self.scale[:, None]
+        packed = self.codes.view(self.out_features, -1, GROUP // 2)
+        groups = torch.cat((packed & 15, packed >> 4), dim=2).float()
+        return (groups * self.scale[..., None] + self.zero[..., None]).view(self.out_features, -1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in_features) to (..., out_features), bfloat16."""
-        rows = x.reshape(-1, self.in_features)
-        if len(rows) > FEW_ROWS:
-            y = F.linear(rows, self.weight.to(x.dtype))
-        elif self.is_int4:
-            y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.codes, GROUP, self.scale)
-        else:
-            y = torch._weight_int8pack_mm(rows, self.codes, self.scale)
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype)
-        return y.view(*x.shape[:-1], self.out_features)
+        """Map (..., in_features) to (..., out_features); unpacks the whole matrix."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
 
 
 def quantize(model: Transformer, weights: Weights) -> None:
-    """Replace the matrices of a bfloat16 model's blocks; embedding and output stay as they are.
+    """Replace the matrices of a model's blocks; embedding and output stay as they are.
 
     Raises:
-        UserError: the model does not compute in bfloat16, or is not on the CPU.
+        UserError: the model is not on the CPU, or see `QuantizedLinear`.
     """
-    if model.compute_dtype != torch.bfloat16 or model.output_weight.device.type != "cpu":
-        raise UserError(f"{weights} weights need a model that computes in bfloat16 on the CPU")
+    if model.output_weight.device.type != "cpu":
+        raise UserError(f"{weights} weights are for the CPU; leave them float on a GPU")
     for module in model.modules():
         if isinstance(module, Attention | FeedForward):
             for name, child in list(module.named_children()):

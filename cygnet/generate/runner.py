@@ -1,16 +1,21 @@
 """A model laid out for inference, with the slots of its cache: tokens in, logits out.
 
+On a processor the forward pass is ours (`native.py`); elsewhere, and where it cannot be compiled
+or the model computes in float16, it is torch's.
+
 Shapes: R rows, T tokens, S segments, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from cygnet.generate.native import NativeForward, library
 from cygnet.generate.quantize import Weights, quantize
 from cygnet.model.kv_cache import KVCache, Rows, Segment, Segments
 from cygnet.model.transformer import Transformer
@@ -28,13 +33,11 @@ class Runner:
     """Runs a model over slots.
 
     Args:
-        model: copied where that makes it faster (see `laid_out`); later changes of its weights
-            do not show.
+        model: copied (see `laid_out`); later changes of its weights do not show.
         num_slots: sequences that it holds.
         max_len: positions of each.
         weights: "int8" or "int4" keep the matrices so (`cygnet.generate.quantize`).
-        compile: compile both kinds of step now, for about a minute, and seconds where torch has
-            it from an earlier time; worth it for many requests.
+        is_native: whether `forward.cpp` may be used.
     """
 
     def __init__(
@@ -42,26 +45,30 @@ class Runner:
         model: Transformer,
         num_slots: int,
         max_len: int,
-        compile: bool = False,
         weights: Weights = "float",
+        is_native: bool = True,
     ) -> None:
         self.model = laid_out(model)
         if weights != "float":
             quantize(self.model, weights)
         self.device = model.output_weight.device
-        self.cache = KVCache(model.config, num_slots, max_len, model.compute_dtype, self.device)
-        self._hidden_compiled: Callable[[Tensor, Segments], Tensor] | None = None
-        if compile:
-            self._compile()
+        dtype = model.compute_dtype
+        self.cache = KVCache(model.config, num_slots, max_len, dtype, self.device)
+        self._native: NativeForward | None = None
+        if is_native and self.device.type == "cpu" and dtype in (torch.bfloat16, torch.float32):
+            compiled = library()
+            if compiled is not None:
+                self._native = NativeForward(self.model, self.cache, compiled)
 
     def prefill(self, parts: Sequence[Part]) -> Tensor:
         """Let slots read their next tokens; return the logits behind each part, (S, V) float32."""
         segments = [Segment(part.slot, part.start, len(part.token_ids)) for part in parts]
+        if self._native is not None:
+            ends = accumulate(segment.num_tokens for segment in segments)
+            return self._run_native(parts, [end - 1 for end in ends])
         view = Segments(self.cache, segments, self.device)
         tokens = torch.tensor([[i for part in parts for i in part.token_ids]], device=self.device)
-        # One token alone would be compiled anew, for a time at which others wait.
-        run = self._hidden_compiled if tokens.shape[1] > 1 else None
-        hidden = (run or self._hidden)(tokens, view)
+        hidden = self.model(tokens, cache=view)
         return self.model.logits(hidden[0, view.last])
 
     def decode(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
@@ -71,37 +78,24 @@ class Runner:
             token_ids: R rows of T.
             starts: the position of each row's first token.
         """
+        R, T = len(token_ids), len(token_ids[0])
+        if self._native is not None:
+            parts = [Part(slot, starts[slot], token_ids[slot]) for slot in range(R)]
+            return self._run_native(parts, range(R * T)).view(R, T, -1)
         tokens_RT = torch.tensor(token_ids, device=self.device)
-        T = tokens_RT.shape[1]
         starts_R1 = torch.tensor(starts, device=self.device)[:, None]
         positions_RT = starts_R1 + torch.arange(T, device=self.device)
-        return self._decode(tokens_RT, positions_RT, max(starts) + T)
-
-    def _compile(self) -> None:
-        """Compile for one row, for several and for prompts, each for any length."""
-        import torch._dynamo.config
-        import torch._inductor.config
-
-        decode, hidden = self._decode, self._hidden
-        with (
-            # Weights become constants, laid out for the processor's matrix instructions.
-            torch._inductor.config.patch(freezing=True),
-            # Several models of one process are several compilations of the same function.
-            torch._dynamo.config.patch(recompile_limit=64),
-            torch.inference_mode(),
-        ):
-            self._decode = torch.compile(decode, dynamic=True)  # type: ignore[method-assign]
-            self._hidden_compiled = torch.compile(hidden, dynamic=True)
-            for num_rows in (1, 2)[: self.cache.num_slots]:
-                self.decode([[0]] * num_rows, [self.cache.max_len // 2] * num_rows)
-            self.prefill([Part(0, 0, [0] * (self.cache.max_len // 2))])
-
-    def _hidden(self, tokens_1M: Tensor, view: Segments) -> Tensor:
-        return self.model(tokens_1M, cache=view)
-
-    def _decode(self, tokens_RT: Tensor, positions_RT: Tensor, length: int) -> Tensor:
-        view = Rows(self.cache, positions_RT, length)
+        view = Rows(self.cache, positions_RT, max(starts) + T)
         return self.model.logits(self.model(tokens_RT, cache=view))
+
+    def _run_native(self, parts: Sequence[Part], wanted: Sequence[int]) -> Tensor:
+        assert self._native is not None
+        return self._native(
+            [token for part in parts for token in part.token_ids],
+            [part.slot for part in parts for _ in part.token_ids],
+            [p for part in parts for p in range(part.start, part.start + len(part.token_ids))],
+            wanted,
+        )
 
 
 def laid_out(model: Transformer) -> Transformer:

@@ -126,8 +126,6 @@ class Segments:
         self.segments = segments
         positions = [torch.arange(s.start, s.start + s.num_tokens) for s in segments]
         self.positions = torch.cat(positions)[None].to(device)
-        # An empty one more: torch.compile would make code of its own for a single segment.
-        self.table = torch.tensor([*segments, (0, 0, 0)])
 
     @property
     def last(self) -> list[int]:
@@ -136,49 +134,23 @@ class Segments:
 
     def attend(self, layer: int, q_1NMH: Tensor, k_1KMH: Tensor, v_1KMH: Tensor) -> Tensor:
         """Store new keys and values and return what the queries read, (1, N, M, H)."""
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        return attend_segments(q_1NMH, k_1KMH, v_1KMH, keys, values, self.table)
-
-
-@torch.library.custom_op("cygnet::attend_segments", mutates_args=("keys", "values"))
-def attend_segments(
-    q_1NMH: Tensor, k_1KMH: Tensor, v_1KMH: Tensor, keys: Tensor, values: Tensor, table_S3: Tensor
-) -> Tensor:
-    """Store packed keys and values in one layer's slots and attend, each segment to its own slot.
-
-    One operation to torch.compile, so that the same code serves any segments.
-
-    Args:
-        q_1NMH, k_1KMH, v_1KMH: of the packed tokens.
-        keys, values: the layer's slots.
-        table_S3: (S, 3) int64 on the CPU, `Segment`s; those of no tokens are left out.
-    """
-    outputs, begin = [], 0
-    for slot, start, num_tokens in table_S3.tolist():
-        if not num_tokens:
-            continue
-        packed, end = slice(begin, begin + num_tokens), start + num_tokens
-        own_keys, own_values = keys[slot : slot + 1], values[slot : slot + 1]
-        own_keys[:, :, start:end] = k_1KMH[:, :, packed]
-        own_values[:, :, start:end] = v_1KMH[:, :, packed]
-        q_1NTH, keys_1KLH, values_1KLH = (
-            q_1NMH[:, :, packed], own_keys[:, :, :end], own_values[:, :, :end]
-        )  # fmt: skip
-        if start == 0:  # without a mask, what lies above the diagonal is not computed
-            out = F.scaled_dot_product_attention(
-                q_1NTH, keys_1KLH, values_1KLH, is_causal=True, enable_gqa=True
-            )
-        else:
-            index = torch.arange(end, device=q_1NMH.device)
-            mask = (index <= index[start:, None])[None, None]
-            out = masked_attention(q_1NTH, keys_1KLH, values_1KLH, mask)
-        outputs.append(out)
-        begin += num_tokens
-    return torch.cat(outputs, dim=2).contiguous()
-
-
-@attend_segments.register_fake
-def _(
-    q_1NMH: Tensor, k_1KMH: Tensor, v_1KMH: Tensor, keys: Tensor, values: Tensor, table_S3: Tensor
-) -> Tensor:
-    return torch.empty_like(q_1NMH, memory_format=torch.contiguous_format)
+        outputs, begin = [], 0
+        for slot, start, num_tokens in self.segments:
+            packed, end = slice(begin, begin + num_tokens), start + num_tokens
+            keys = self.cache.keys[layer][slot : slot + 1]
+            values = self.cache.values[layer][slot : slot + 1]
+            keys[:, :, start:end] = k_1KMH[:, :, packed]
+            values[:, :, start:end] = v_1KMH[:, :, packed]
+            keys_1KLH, values_1KLH = keys[:, :, :end], values[:, :, :end]
+            q_1NTH = q_1NMH[:, :, packed]
+            if start == 0:  # without a mask, what lies above the diagonal is not computed
+                out = F.scaled_dot_product_attention(
+                    q_1NTH, keys_1KLH, values_1KLH, is_causal=True, enable_gqa=True
+                )
+            else:
+                index = torch.arange(end, device=q_1NMH.device)
+                mask = (index <= index[start:, None])[None, None]
+                out = masked_attention(q_1NTH, keys_1KLH, values_1KLH, mask)
+            outputs.append(out)
+            begin += num_tokens
+        return torch.cat(outputs, dim=2)
