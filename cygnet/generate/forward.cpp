@@ -31,6 +31,7 @@ namespace {
 constexpr int LANES = 16;  // numbers in one vector
 constexpr int STEP = 32;   // inputs that one step of a product takes
 constexpr int BLOCK = 16;  // outputs that are computed together
+constexpr int QUERIES = 8;   // tokens whose queries read the same keys together
 constexpr int TOGETHER = 64;  // tokens that one visit to a block of weights serves
 
 using Floats = float __attribute__((vector_size(4 * LANES)));
@@ -112,6 +113,57 @@ Pack<bf16> packed<bf16>(Floats low, Floats high) {
     return {_mm512_cvtne2ps_pbh((__m512)high, (__m512)low)};
 }
 #endif
+
+// Words hold two bfloat16 or one float32: sum + words * word.
+template <class T>
+Floats multiply_add_words(Floats sum, Words words, uint32_t word);
+template <>
+Floats multiply_add_words<float>(Floats sum, Words words, uint32_t word) {
+    float value;
+    std::memcpy(&value, &word, 4);
+    return sum + (Floats)words * value;
+}
+template <>
+Floats multiply_add_words<bf16>(Floats sum, Words words, uint32_t word) {
+#ifdef BF16_INSTRUCTIONS
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)words, (__m512bh)_mm512_set1_epi32(word));
+#else
+    const Floats low = (Floats)(words << 16), high = (Floats)(words & 0xffff0000);
+    return sum + low * to_float(bf16(word)) + high * to_float(bf16(word >> 16));
+#endif
+}
+
+// Turn 16 rows of words, `width` each, into columns: out (width, 16).
+void transpose(const uint32_t* rows, int64_t width, uint32_t* out) {
+    int64_t at = 0;
+#ifdef __AVX512F__
+    for (; at + LANES <= width; at += LANES) {
+        __m512i a[LANES], b[LANES];
+        for (int i = 0; i < LANES; i++) a[i] = _mm512_loadu_si512(rows + i * width + at);
+        for (int i = 0; i < LANES; i += 2) {
+            b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+            b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+        }
+        for (int i = 0; i < LANES; i += 4)
+            for (int j = 0; j < 2; j++) {
+                a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]);
+                a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
+            }
+        for (int i = 0; i < 4; i++)
+            for (int j = 0; j < LANES; j += 8) {
+                b[j + i] = _mm512_shuffle_i32x4(a[j + i], a[j + 4 + i], 0x88);
+                b[j + 4 + i] = _mm512_shuffle_i32x4(a[j + i], a[j + 4 + i], 0xdd);
+            }
+        for (int i = 0; i < 8; i++) {
+            uint32_t* column = out + (at + i) * LANES;
+            _mm512_storeu_si512(column, _mm512_shuffle_i32x4(b[i], b[8 + i], 0x88));
+            _mm512_storeu_si512(column + 8 * LANES, _mm512_shuffle_i32x4(b[i], b[8 + i], 0xdd));
+        }
+    }
+#endif
+    for (; at < width; at++)
+        for (int i = 0; i < LANES; i++) out[at * LANES + i] = rows[i * width + at];
+}
 
 // The sums of the lanes of 16 vectors, as one vector.
 Floats sums(const Floats (&v)[LANES]) {
@@ -371,22 +423,105 @@ void turn(float* head, const float* norm, int64_t size, float epsilon, const flo
     }
 }
 
-// sum over positions of weight * value for HEADS queries and 64 numbers of the head, from `h` on.
+// Products of 16 columns of words with ROWS queries, each into 16 floats.
+template <int ROWS, class T>
+void multiply_columns(const uint32_t* columns, int64_t width, const T* queries, int64_t stride,
+                      float* out, int64_t out_stride) {
+    Floats even[ROWS] = {}, odd[ROWS] = {};  // two, for the next need not wait for the last
+    const auto add = [&](Floats(&sum)[ROWS], int64_t at) {
+        const Words words = load<Words>(columns + at * LANES);
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; r++) {
+            const auto* query = (const uint32_t*)(queries + r * stride);
+            sum[r] = multiply_add_words<T>(sum[r], words, query[at]);
+        }
+    };
+    int64_t at = 0;
+    for (; at + 2 <= width; at += 2) add(even, at), add(odd, at + 1);
+    if (at < width) add(even, at);
+    for (int r = 0; r < ROWS; r++) {
+        const Floats sum = even[r] + odd[r];
+        std::memcpy(out + r * out_stride, &sum, sizeof(sum));
+    }
+}
+
+// sum over positions of weight * value, for HEADS queries and VECTORS vectors of the head.
 template <int HEADS, int VECTORS, class T>
-void weigh(const float* weights, int64_t stride, const T* values, int64_t head_size,
-           int64_t length, float* out) {
+void weigh_vectors(const T* weights, int64_t stride, const T* values, int64_t head_size,
+                   int64_t length, float* out) {
     Floats sum[HEADS][VECTORS] = {};
     for (int64_t position = 0; position < length; position++) {
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++) {
             const Floats value = wide(values + position * head_size + v * LANES);
 #pragma GCC unroll 4
-            for (int g = 0; g < HEADS; g++) sum[g][v] += weights[g * stride + position] * value;
+            for (int g = 0; g < HEADS; g++) sum[g][v] += to_float(weights[g * stride + position]) * value;
         }
     }
-    for (int g = 0; g < HEADS; g++)
-        std::memcpy(out + g * head_size, sum[g], sizeof(sum[g]));
+    for (int g = 0; g < HEADS; g++) std::memcpy(out + g * head_size, sum[g], sizeof(sum[g]));
 }
+
+// Weigh as far as whole groups of vectors go; return how much of the head that is.
+template <int HEADS, class T>
+int64_t weigh_whole(const T* weights, int64_t stride, const T* values, int64_t head_size,
+                    int64_t length, float* out) {
+    int64_t h = 0;
+    for (; h + 4 * LANES <= head_size; h += 4 * LANES)
+        weigh_vectors<HEADS, 4, T>(weights, stride, values + h, head_size, length, out + h);
+    for (; h + LANES <= head_size; h += LANES)
+        weigh_vectors<HEADS, 1, T>(weights, stride, values + h, head_size, length, out + h);
+    return h;
+}
+
+#ifdef BF16_INSTRUCTIONS
+// Two positions at a time.
+template <int HEADS, int PAIRS>
+void weigh_pairs(const bf16* weights, int64_t stride, const bf16* values, int64_t head_size,
+                 int64_t length, float* out) {
+    __m512 sum[HEADS][PAIRS][2] = {};
+    const auto add = [&](int64_t position, bool has_second) {
+        __m512bh both[HEADS];
+#pragma GCC unroll 4
+        for (int g = 0; g < HEADS; g++) {
+            const bf16* at = weights + g * stride + position;
+            both[g] = (__m512bh)_mm512_set1_epi32(has_second ? load<uint32_t>(at) : *at);
+        }
+#pragma GCC unroll 2
+        for (int v = 0; v < PAIRS; v++) {
+            const bf16* from = values + position * head_size + v * STEP;
+            const __m512i a = _mm512_loadu_si512(from);
+            const __m512i b =
+                has_second ? _mm512_loadu_si512(from + head_size) : _mm512_setzero_si512();
+            const __m512bh low = (__m512bh)_mm512_unpacklo_epi16(a, b);
+            const __m512bh high = (__m512bh)_mm512_unpackhi_epi16(a, b);
+#pragma GCC unroll 4
+            for (int g = 0; g < HEADS; g++) {
+                sum[g][v][0] = _mm512_dpbf16_ps(sum[g][v][0], low, both[g]);
+                sum[g][v][1] = _mm512_dpbf16_ps(sum[g][v][1], high, both[g]);
+            }
+        }
+    };
+    int64_t position = 0;
+    for (; position + 2 <= length; position += 2) add(position, true);
+    if (position < length) add(position, false);
+    for (int g = 0; g < HEADS; g++)
+        for (int v = 0; v < PAIRS; v++)
+            for (int i = 0; i < STEP; i++)  // the order in which unpacking leaves them
+                out[g * head_size + v * STEP + i] =
+                    ((const float*)&sum[g][v][i / 4 % 2])[i / 8 * 4 + i % 4];
+}
+
+template <int HEADS>
+int64_t weigh_whole(const bf16* weights, int64_t stride, const bf16* values, int64_t head_size,
+                    int64_t length, float* out) {
+    int64_t h = 0;
+    for (; h + 2 * STEP <= head_size; h += 2 * STEP)
+        weigh_pairs<HEADS, 2>(weights, stride, values + h, head_size, length, out + h);
+    for (; h + STEP <= head_size; h += STEP)
+        weigh_pairs<HEADS, 1>(weights, stride, values + h, head_size, length, out + h);
+    return h;
+}
+#endif
 
 template <class T>
 class Pass {
@@ -399,7 +534,14 @@ class Pass {
         const int64_t widest = std::max({D, queries, model.intermediate_size});
         group = model.num_heads / model.num_kv_heads;
         scores_stride = (model.max_len + BLOCK - 1) / BLOCK * BLOCK;
-        scratch = group * (scores_stride + BLOCK + H) + 2 * TOGETHER * BLOCK;
+        scratch = (QUERIES + 1) * group * scores_stride + std::max<int64_t>(group, 2 * BLOCK) * H +
+                  2 * TOGETHER * BLOCK;
+        for (int64_t i = 0; i < M; i++) {
+            const bool goes_on = i && tokens.slots[i] == tokens.slots[i - 1] &&
+                                 i - runs.back().begin < QUERIES;
+            if (!goes_on) runs.push_back({i, i});
+            runs.back().end = i + 1;
+        }
         const int64_t sizes[] = {M * D, M * (queries + 2 * kv), M * widest, M * widest,
                                  threads * scratch};
         int64_t total = 0;
@@ -427,6 +569,11 @@ class Pass {
     }
 
    private:
+    // Tokens of one slot, their positions ascending.
+    struct Run {
+        int64_t begin, end;
+    };
+
     float* own_scratch() const { return scratches + omp_get_thread_num() * scratch; }
 
     void embed() {
@@ -481,8 +628,9 @@ class Pass {
         copy_products(layer.qkv, M, qkv);
         place(layer);
 #pragma omp for collapse(2)
-        for (int64_t i = 0; i < M; i++)
-            for (int64_t head = 0; head < model.num_kv_heads; head++) attend(layer, i, head);
+        for (size_t run = 0; run < runs.size(); run++)
+            for (int64_t head = 0; head < model.num_kv_heads; head++)
+                attend(layer, runs[run], head);
         add_product(layer.out, inner);
     }
 
@@ -515,29 +663,64 @@ class Pass {
         return (tokens.slots[token] * model.num_kv_heads + head) * model.max_len * H;
     }
 
-    // Let the queries of one key head read; the result takes their place in `inner`.
-    void attend(const Layer& layer, int64_t token, int64_t head) {
-        const int64_t length = tokens.positions[token] + 1;
-        float* scores = own_scratch();  // (group, scores_stride)
-        float* block = scores + group * scores_stride;
-        T* queries = inner + (token * model.num_heads + head * group) * H;
-        const Matrix keys{FLOAT, length, H, (const T*)layer.keys + head_start(token, head),
-                          nullptr, nullptr, nullptr};
-        for (int64_t first = 0; first < length; first += BLOCK) {
-            multiply_block<T>(keys, first, queries, group, block);
+    // Let the queries of a run's tokens, of one key head, read; the results take their places.
+    void attend(const Layer& layer, Run run, int64_t head) {
+        float* scores = own_scratch();  // (tokens of the run, group, scores_stride)
+        float* rest = scores + QUERIES * group * scores_stride;
+        T* weights = (T*)rest;  // (group, scores_stride)
+        rest += group * scores_stride;
+        score(layer, run, head, scores, (uint32_t*)rest);
+        const T* values = (const T*)layer.values + head_start(run.begin, head);
+        for (int64_t i = run.begin; i < run.end; i++, scores += group * scores_stride) {
+            const int64_t length = tokens.positions[i] + 1;
             for (int64_t g = 0; g < group; g++)
-                std::memcpy(scores + g * scores_stride + first, block + g * BLOCK, sizeof(float) * BLOCK);
+                softmax(scores + g * scores_stride, length, weights + g * scores_stride);
+            int64_t g = 0;
+            for (; g + 4 <= group; g += 4) weigh_heads<4>(weights, g, values, length, rest);
+            for (; g < group; g++) weigh_heads<1>(weights, g, values, length, rest);
+            T* out = query(i, head);
+            for (int64_t h = 0; h < group * H; h++) out[h] = rounded<T>(rest[h]);
         }
-        for (int64_t g = 0; g < group; g++) softmax(scores + g * scores_stride, length);
-        const T* values = (const T*)layer.values + head_start(token, head);
-        float* out = block;  // (group, H)
-        int64_t g = 0;
-        for (; g + 4 <= group; g += 4) weigh_heads<4>(scores, g, values, length, out);
-        for (; g < group; g++) weigh_heads<1>(scores, g, values, length, out);
-        for (int64_t h = 0; h < group * H; h++) queries[h] = rounded<T>(out[h]);
     }
 
-    void softmax(float* scores, int64_t length) const {
+    T* query(int64_t token, int64_t head) const {
+        return inner + (token * model.num_heads + head * group) * H;
+    }
+
+    // Products of queries and keys, 16 keys at a time: (queries, scores_stride).
+    void score(const Layer& layer, Run run, int64_t head, float* scores, uint32_t* memory) const {
+        const int64_t length = tokens.positions[run.end - 1] + 1;
+        const int64_t width = H * sizeof(T) / sizeof(uint32_t);
+        uint32_t *columns = memory, *padded = memory + width * BLOCK;
+        const auto* keys = (const uint32_t*)((const T*)layer.keys + head_start(run.begin, head));
+        const auto* values = (const uint32_t*)((const T*)layer.values + head_start(run.begin, head));
+        for (int64_t first = 0; first < length; first += BLOCK) {
+            const uint32_t* rows = keys + first * width;
+            if (first + BLOCK > length) {  // beyond stand no keys, or no memory
+                std::memcpy(padded, rows, (length - first) * width * sizeof(uint32_t));
+                rows = padded;
+            }
+            // The next keys, and the values that are read after all keys.
+            for (int64_t at = 0; at < BLOCK * width; at += LANES) {
+                __builtin_prefetch(keys + (first + BLOCK) * width + at);
+                __builtin_prefetch(values + first * width + at, 0, 2);
+            }
+            transpose(rows, width, columns);
+            for (int64_t i = run.begin; i < run.end; i++, scores += group * scores_stride)
+                score_group(columns, width, query(i, head), scores + first);
+            scores -= (run.end - run.begin) * group * scores_stride;
+        }
+    }
+
+    void score_group(const uint32_t* columns, int64_t width, const T* queries, float* out) const {
+        int64_t g = 0;
+        for (; g + 4 <= group; g += 4)
+            multiply_columns<4, T>(columns, width, queries + g * H, H, out + g * scores_stride, scores_stride);
+        for (; g < group; g++)
+            multiply_columns<1, T>(columns, width, queries + g * H, H, out + g * scores_stride, scores_stride);
+    }
+
+    void softmax(float* scores, int64_t length, T* weights) const {
         const float scale = 1.0f / std::sqrt(float(H));
         float highest = scores[0], sum = 0;
 #pragma omp simd reduction(max : highest)
@@ -548,24 +731,20 @@ class Pass {
             sum += scores[i];
         }
         const float by = 1.0f / sum;
-        for (int64_t i = 0; i < length; i++) scores[i] *= by;
+        for (int64_t i = 0; i < length; i++) weights[i] = rounded<T>(scores[i] * by);
     }
 
     template <int HEADS>
-    void weigh_heads(const float* scores, int64_t g, const T* values, int64_t length,
+    void weigh_heads(const T* weights, int64_t g, const T* values, int64_t length,
                      float* out) const {
-        const float* weights = scores + g * scores_stride;
+        weights += g * scores_stride;
         out += g * H;
-        int64_t h = 0;
-        for (; h + 4 * LANES <= H; h += 4 * LANES)
-            weigh<HEADS, 4, T>(weights, scores_stride, values + h, H, length, out + h);
-        for (; h + LANES <= H; h += LANES)
-            weigh<HEADS, 1, T>(weights, scores_stride, values + h, H, length, out + h);
+        int64_t h = weigh_whole<HEADS>(weights, scores_stride, values, H, length, out);
         for (; h < H; h++)
             for (int head = 0; head < HEADS; head++) {
                 float sum = 0;
                 for (int64_t i = 0; i < length; i++)
-                    sum += weights[head * scores_stride + i] * to_float(values[i * H + h]);
+                    sum += to_float(weights[head * scores_stride + i]) * to_float(values[i * H + h]);
                 out[head * H + h] = sum;
             }
     }
@@ -601,6 +780,7 @@ class Pass {
     const Tokens& tokens;
     const int threads;
     const int64_t M, D, H;  // tokens, hidden size, head size
+    std::vector<Run> runs;
     int64_t group, scores_stride, scratch;
     float *residual;   // (M, D)
     float *qkv;        // (M, queries, keys and values)
