@@ -1,4 +1,4 @@
-"""The forward pass in C++ (`forward.cpp`): what a processor runs instead of torch's operations.
+"""The forward pass and the drawing of tokens in C++ (`cpp/`), for processors.
 
 A small model's step is dozens of products of a tenth of a millisecond; torch's way between them
 takes longer than they do. The library is compiled once on each machine, in a few seconds, for
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from ctypes import c_float, c_int64, c_void_p
+from ctypes import c_double, c_float, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 
 from cygnet.generate.quantize import QuantizedLinear
+from cygnet.generate.sampling import Sampling
 from cygnet.model.kv_cache import KVCache
 from cygnet.model.rope import rope_angles
 from cygnet.model.transformer import Block, Transformer
 from cygnet.progress import say
 
-SOURCE = Path(__file__).with_name("forward.cpp")
+FOLDER = Path(__file__).with_name("cpp")
 FLAGS = (
     "-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC",
 )  # fmt: skip
@@ -69,6 +70,13 @@ class _Tokens(ctypes.Structure):
         ("count", c_int64), ("ids", c_void_p), ("slots", c_void_p), ("positions", c_void_p),
         ("num_wanted", c_int64), ("wanted", c_void_p), ("logits", c_void_p),
     ]  # fmt: skip
+
+
+class _Choice(ctypes.Structure):
+    _fields_ = [
+        *((name, c_double) for name in ("temperature", "top_p", "min_p", "draw")),
+        ("top_k", c_int64),
+    ]
 
 
 class NativeForward:
@@ -161,6 +169,34 @@ class NativeForward:
         return tensor.data_ptr()
 
 
+class Chooser:
+    """Draws the next tokens of some rows (`sampling.sample` is the same in torch).
+
+    Args:
+        samplings: the rows' settings.
+        library: `library()`.
+    """
+
+    def __init__(self, samplings: Sequence[Sampling], library: ctypes.CDLL) -> None:
+        self._choose = library.cygnet_sample
+        self._choices = (_Choice * len(samplings))(
+            *(_Choice(s.temperature, s.top_p, s.min_p, 0.0, s.top_k) for s in samplings)
+        )
+
+    def __call__(self, logits_RV: Tensor, draws_R: Sequence[float]) -> list[int]:
+        """Return a token for each row of float32 logits; the draws are uniform in [0, 1)."""
+        assert logits_RV.stride(1) == 1
+        R, V = logits_RV.shape
+        for choice, draw in zip(self._choices, draws_R, strict=True):
+            choice.draw = draw
+        tokens = (c_int64 * R)()
+        self._choose(
+            c_void_p(logits_RV.data_ptr()), c_int64(R), c_int64(V), c_int64(logits_RV.stride(0)),
+            self._choices, tokens, c_int64(torch.get_num_threads()),
+        )  # fmt: skip
+        return list(tokens)
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """Return the compiled library; none, with a line to the person, where it cannot be compiled."""
@@ -172,7 +208,7 @@ def library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(compiled(compiler, "-march=native")))
     except (OSError, subprocess.CalledProcessError) as error:
         (reason, *_) = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        say(f"{compiler} cannot compile {SOURCE}: answers come several times slower ({reason})")
+        say(f"{compiler} cannot compile {FOLDER}: answers come several times slower ({reason})")
         return None
 
 
@@ -187,17 +223,18 @@ def compiled(compiler: str, machine: str) -> Path:
         [compiler, machine, "-dM", "-E", "-x", "c++", os.devnull],
         capture_output=True, check=True,
     ).stdout  # fmt: skip
-    key = hashlib.sha256(known + SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    texts = [path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.is_file()]
+    key = hashlib.sha256(b"".join([known, *texts, " ".join(FLAGS).encode()])).hexdigest()[:16]
     default = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
     folder = Path(os.environ.get("XDG_CACHE_HOME") or default) / "cygnet"
-    path = folder / f"forward-{key}.so"
+    path = folder / f"generate-{key}.so"
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         made = Path(place) / path.name
         subprocess.run(
-            [compiler, machine, *FLAGS, str(SOURCE), "-o", str(made)],
+            [compiler, machine, *FLAGS, *map(str, FOLDER.glob("*.cpp")), "-o", str(made)],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         made.replace(path)

@@ -1,6 +1,6 @@
 """Matrices in 8 or 4 bits, for inference: less memory to read for every token.
 
-Only weights are quantized; `forward.cpp` unpacks them as it multiplies.
+Only weights are quantized; `cpp/forward.cpp` unpacks them as it multiplies.
 
 int8: one scale for each output, w = code * scale, code in -127..127.
 int4: groups of 32 inputs of each output, w = code * scale + zero, code in 0..15, where

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cygnet.generate.constrained import Matcher
+from cygnet.generate.native import Chooser, library
 from cygnet.generate.request import Answer, TokenLogprob
 from cygnet.generate.sampling import Columns, draw_uniform, penalized, sample
 from cygnet.generate.slots import Slot
@@ -89,7 +90,10 @@ class Batch:
     def __init__(self, rows: Sequence[Row], device: torch.device) -> None:
         self.rows = list(rows)
         self.device = device
-        self.columns = Columns([row.answer.request.sampling for row in rows], device)
+        samplings = [row.answer.request.sampling for row in rows]
+        self.columns = Columns(samplings, device)
+        compiled = library() if device.type == "cpu" else None
+        self._chooser = Chooser(samplings, compiled) if compiled else None
         self.is_plain = all(row.is_plain for row in rows)
         self.has_penalties = any(row.seen_V is not None for row in rows)
         self.may_speculate = self.is_plain and all(
@@ -100,6 +104,8 @@ class Batch:
     def choose(self, logits_RV: Tensor, draws_R: Sequence[float]) -> list[int]:
         """Return the next token of each row; the logits are float32, a draw for each row."""
         adjusted_RV = logits_RV if self.is_plain else self._adjusted(logits_RV)
+        if self._chooser is not None:
+            return self._chooser(adjusted_RV, draws_R)
         draws = torch.tensor(draws_R, dtype=torch.float64, device=self.device)
         return sample(adjusted_RV, self.columns, draws).tolist()
 

@@ -37,7 +37,7 @@ class Runner:
         num_slots: sequences that it holds.
         max_len: positions of each.
         weights: "int8" or "int4" keep the matrices so (`cygnet.generate.quantize`).
-        is_native: whether `forward.cpp` may be used.
+        is_native: whether `cpp/forward.cpp` may be used.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
 """The choice of a token is that of a plain reference, written from the papers' definitions."""
 
+import ctypes
 import math
 
 import pytest
@@ -9,7 +10,15 @@ from hypothesis import strategies as st
 
 from cygnet.errors import UserError
 from cygnet.generate import sampling as room
-from cygnet.generate.sampling import Columns, Sampling, draw_uniform, penalized, sample
+from cygnet.generate.native import Chooser, library
+from cygnet.generate.sampling import (
+    Columns,
+    Sampling,
+    draw_uniform,
+    penalized,
+    probabilities,
+    sample,
+)
 
 
 def reference(
@@ -73,12 +82,44 @@ def test_each_rows_choice_is_the_references(
     columns = Columns(samplings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(room, "FIRST_LOOK", first_look)
-        chosen = sample(penalized(logits, columns, seen, counts), columns, draws).tolist()
+        adjusted = penalized(logits, columns, seen, counts)
+        chosen = sample(adjusted, columns, draws).tolist()
+    native = Chooser(samplings, compiled())(adjusted, draws.tolist())
     for row, found in enumerate(chosen):
         seen_ids = set(seen[row].nonzero().flatten().tolist())
-        assert found == reference(
+        expected = reference(
             logits[row].tolist(), samplings[row], float(draws[row]), seen_ids, counts[row].tolist()
         )
+        assert found == native[row] == expected
+
+
+def compiled() -> ctypes.CDLL:
+    found = library()
+    assert found is not None
+    return found
+
+
+@settings(max_examples=60)
+@given(
+    samplings=st.lists(SAMPLINGS, min_size=1, max_size=3),
+    spread=st.sampled_from([0.0, 1e-3, 0.3, 4.0, 40.0]),
+    seed=st.integers(0, 999),
+)
+def test_native_draws_from_the_same_distribution(
+    samplings: list[Sampling], spread: float, seed: int
+) -> None:
+    """Of a whole vocabulary, flat, peaked or with many equals: each draw falls on its token."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(len(samplings), 3000, generator=generator)
+    logits[:, 100:150] = logits[:, 100:101]
+    expected = probabilities(logits, Columns(samplings))
+    ends = expected.cumsum(-1)
+    chooser = Chooser(samplings, compiled())
+    for draw in torch.rand(20, dtype=torch.float64, generator=generator).tolist():
+        for row, token in enumerate(chooser(logits, [draw] * len(samplings))):
+            begin = 0.0 if token == 0 else float(ends[row, token - 1])
+            assert begin - 1e-5 <= draw <= float(ends[row, token]) + 1e-5
+            assert expected[row, token] > 0 or abs(draw - begin) < 1e-5
 
 
 def test_samples_have_the_models_distribution() -> None:
@@ -98,6 +139,8 @@ def test_temperature_zero_is_greedy_and_a_tiny_one_does_not_overflow() -> None:
     draws = torch.tensor([0.999], dtype=torch.float64)
     assert sample(logits, Columns([Sampling(temperature=0)]), draws).tolist() == [2]
     assert sample(logits, Columns([Sampling(temperature=1e-30)]), draws).tolist() == [2]
+    for temperature in (0, 1e-30, 5e-324):
+        assert Chooser([Sampling(temperature=temperature)], compiled())(logits, [0.999]) == [2]
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(1, 700), st.integers(1, 700))
