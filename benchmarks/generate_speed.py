@@ -1,29 +1,31 @@
-"""Tokens a second: ours against transformers and llama.cpp, in rounds that take turns.
+"""Tokens a second of one stream: ours against transformers and llama.cpp, and ours of many.
 
-    python -m benchmarks.generate_speed [--preset 26m] [--streams 32]
+Each contender has a process of its own, so that none shares its threads with another; rounds take
+turns. Weights are random, since speed does not depend on them; all decode greedily past any end
+from a prompt of 64 tokens, whose reading is not counted. Medians and ranges of the rounds.
+llama.cpp takes part where xllamacpp is installed.
 
-Weights are random, since speed does not depend on them; all decode greedily past any end. Of
-several rounds the best counts, for each alike. llama.cpp runs where xllamacpp is installed,
-with bf16 and f16 weights and two threads.
+    python benchmarks/generate_speed.py [--preset 26m] [--rounds 3] [--streams 32]
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
 from cygnet.config import ModelConfig, read_yaml
 from cygnet.export.gguf_file import write_gguf
-from cygnet.export.huggingface import save_folder
+from cygnet.export.huggingface import load_folder, save_folder
 from cygnet.generate.engine import Engine
 from cygnet.generate.request import Request
 from cygnet.generate.runner import Part, Runner
@@ -32,13 +34,14 @@ from cygnet.model.transformer import Transformer
 from cygnet.text.tokenizer import Tokenizer, train_tokenizer
 from cygnet.train.hardware import matrix_flops_per_second
 
-PROMPT_TOKENS = 64
-ROUNDS = 3
-Measure = Callable[[], float]
+ROOT = Path(__file__).parent.parent
+PROMPT_TOKENS, NEW_TOKENS, MAX_LEN, REPEATS = 64, 200, 512, 3
+PREFILLS = (256, 500)
+GGUF_TYPES = ("bf16", "f16", "q8_0", "q4_0")
 
 
 def random_weights(preset: str) -> Transformer:
-    config = ModelConfig(**read_yaml(Path("configs") / f"{preset}.yaml")["model"])
+    config = ModelConfig(**read_yaml(ROOT / "configs" / f"{preset}.yaml")["model"])
     model = Transformer(config)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -55,141 +58,165 @@ def filled_tokenizer(vocab_size: int) -> Tokenizer:
     return train_tokenizer([" ".join(words)] * 2, vocab_size)
 
 
-def ours(engine: Engine, streams: int, new_tokens: int) -> Measure:
-    """Measure tokens a second from the first token on."""
+def prompt(stream: int = 0, length: int = PROMPT_TOKENS) -> list[int]:
+    return [20 + (stream * 7 + i) % 200 for i in range(length)]
 
-    def measure() -> float:
-        sampling = Sampling(temperature=0, max_new_tokens=new_tokens)
+
+def ours(folder: Path, weights: Any, streams: int, is_greedy: bool = True) -> float:
+    """Return the engine's tokens a second from the moment when all have read their prompts."""
+    model, tokenizer = load_folder(folder)
+    model.compute_dtype = torch.bfloat16
+    engine = Engine(model, tokenizer, num_slots=streams, max_len=MAX_LEN, weights=weights)
+    sampling = Sampling(max_new_tokens=NEW_TOKENS, **({"temperature": 0} if is_greedy else {}))
+    best = 0.0
+    for _ in range(REPEATS):
         for stream in range(streams):
-            prompt = [20 + (stream * 7 + i) % 200 for i in range(PROMPT_TOKENS)]
-            engine.submit(Request(prompt=prompt, sampling=sampling, ignore_end=True))
-        while engine._prefilling or engine._waiting:
+            engine.submit(Request(prompt=prompt(stream), sampling=sampling, ignore_end=True))
+        while engine.num_waiting or engine._prefilling:
             engine.step()
         started, count = time.perf_counter(), 0
         while not engine.is_idle:
             count += sum(len(event.token_ids) for event in engine.step())
-        return count / (time.perf_counter() - started)
+        best = max(best, count / (time.perf_counter() - started))
+    return best
 
-    return measure
 
-
-def theirs(folder: Path, dtype: torch.dtype, new_tokens: int) -> Measure:
+def transformers(folder: Path, dtype: torch.dtype) -> float:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    prompt = torch.arange(20, 20 + PROMPT_TOKENS)[None]
-
-    def measure() -> float:
+    ids = torch.tensor([prompt()])
+    best = 0.0
+    for _ in range(REPEATS):
         times = []
-        for count in (1, new_tokens):  # the difference leaves the prompt out
+        for count in (1, NEW_TOKENS):  # the difference leaves the prompt out
             started = time.perf_counter()
             model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
+                ids, attention_mask=torch.ones_like(ids), do_sample=False,
                 min_new_tokens=count, max_new_tokens=count,
             )  # fmt: skip
             times.append(time.perf_counter() - started)
-        return (new_tokens - 1) / (times[1] - times[0])
+        best = max(best, (NEW_TOKENS - 1) / (times[1] - times[0]))
+    return best
 
-    return measure
 
-
-@contextlib.contextmanager
-def llama_cpp(path: Path, new_tokens: int) -> Iterator[Measure]:
+def llama_cpp(file: Path) -> float:
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(path)
-    parameters.n_ctx, parameters.n_parallel, parameters.verbosity = 1024, 1, -1
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 2
+    parameters.model.path = str(file)
+    parameters.n_ctx, parameters.n_parallel, parameters.verbosity = MAX_LEN, 1, -1
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = torch.get_num_threads()
     server = xllamacpp.Server(parameters)
-
-    def measure() -> float:
-        body: dict[str, Any] = {
-            "prompt": list(range(20, 20 + PROMPT_TOKENS)), "n_predict": new_tokens,
-            "temperature": 0, "ignore_eos": True, "cache_prompt": False,
-        }  # fmt: skip
-        request = urllib.request.Request(
-            server.listening_address + "/completion", json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )  # fmt: skip
+    body = {
+        "prompt": prompt(), "n_predict": NEW_TOKENS, "temperature": 0, "ignore_eos": True,
+        "cache_prompt": False,
+    }  # fmt: skip
+    request = urllib.request.Request(
+        server.listening_address + "/completion", json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )  # fmt: skip
+    best = 0.0
+    for _ in range(REPEATS):
         with urllib.request.urlopen(request) as answer:
-            return float(json.load(answer)["timings"]["predicted_per_second"])
+            best = max(best, json.load(answer)["timings"]["predicted_per_second"])
+    return best
 
-    yield measure
 
+def prefill_share(folder: Path, num_tokens: int) -> float:
+    """Return the share of the matrix rate that reading a prompt reaches, in chunks of 256.
 
-def prefill_rate(runner: Runner, num_tokens: int) -> float:
-    """Return FLOP/s of the products of weights and of attention, of one chunk from the start."""
-    config = runner.model.config
-    part = Part(0, 0, [20 + i % 200 for i in range(num_tokens)])
-    best = float("inf")
+    What counts: the products of weights (of the output for one token) and of attention.
+    """
+    model, _ = load_folder(folder)
+    model.compute_dtype = torch.bfloat16
+    config, runner, best = model.config, Runner(model, 1, MAX_LEN), float("inf")
+    rate = matrix_flops_per_second(torch.bfloat16, torch.device("cpu"))
     with torch.inference_mode():
-        for _ in range(4):
+        for _ in range(3 * REPEATS):
             started = time.perf_counter()
-            runner.prefill([part])
+            for start in range(0, num_tokens, 256):
+                size = min(256, num_tokens - start)
+                runner.prefill([Part(0, start, prompt(0, size))])
             best = min(best, time.perf_counter() - started)
     weights = config.num_parameters - config.vocab_size * config.hidden_size
     attention = 2 * config.num_layers * config.num_heads * config.head_size * num_tokens / 2
-    return 2 * num_tokens * (weights + attention) / best
+    return 2 * num_tokens * (weights + attention) / best / rate
 
 
-def memory_bytes_per_second(num_bytes: int) -> float:
-    """Measure how fast that many bytes are read."""
-    data = torch.ones(num_bytes // 4, dtype=torch.int32)
+def readings(folder: Path) -> float:
+    """Return how often a second the bytes of all weights in bfloat16 are read from memory."""
+    model, _ = load_folder(folder)
+    data = torch.ones(model.config.num_parameters // 2, dtype=torch.int32)
     best = float("inf")
     for _ in range(20):
         started = time.perf_counter()
         data.max()
         best = min(best, time.perf_counter() - started)
-    return num_bytes / best
+    return 1 / best
+
+
+def contenders(folder: Path, streams: int) -> dict[str, Any]:
+    hf = folder / "hf"
+    found = {
+        **{f"ours, {n}": lambda w=w: ours(hf, w, 1)
+           for n, w in (("bf16", "float"), ("int8", "int8"), ("int4", "int4"))},
+        "ours, bf16, drawn": lambda: ours(hf, "float", 1, is_greedy=False),
+        f"ours, bf16, {streams} streams": lambda: ours(hf, "float", streams),
+        "transformers, fp32 (its default)": lambda: transformers(hf, torch.float32),
+        "transformers, bf16": lambda: transformers(hf, torch.bfloat16),
+        **{f"llama.cpp, {kind}": lambda kind=kind: llama_cpp(folder / f"{kind}.gguf")
+           for kind in GGUF_TYPES},
+        "all weights (bf16) read, times": lambda: readings(hf),
+        **{f"prefill of {n}, share of the matrix rate": lambda n=n: prefill_share(hf, n)
+           for n in PREFILLS},
+    }  # fmt: skip
+    return found
+
+
+def measure(name: str, arguments: argparse.Namespace, folder: Path) -> float | None:
+    """Run one contender in a process of its own; none where its library is missing."""
+    command = [
+        sys.executable, __file__, "--one", name, "--folder", str(folder),
+        "--streams", str(arguments.streams),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "ModuleNotFoundError" in done.stderr:
+        return None
+    if done.returncode:
+        raise SystemExit(f"{name}: {done.stderr}")
+    return float(done.stdout.split()[-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="26m")
     parser.add_argument("--streams", type=int, default=32)
-    parser.add_argument("--new_tokens", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    model, new_tokens = random_weights(arguments.preset), arguments.new_tokens
-    tokenizer = filled_tokenizer(model.config.vocab_size)
-    model.compute_dtype = torch.bfloat16
-
-    def engine(slots: int, **settings: Any) -> Engine:
-        return Engine(model, tokenizer, num_slots=slots, max_len=512, **settings)
-
-    compiled = engine(arguments.streams, compile=True)
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    if arguments.one:
+        print(contenders(arguments.folder, arguments.streams)[arguments.one]())
+        return
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        model = random_weights(arguments.preset)
+        tokenizer = filled_tokenizer(model.config.vocab_size)
         save_folder(model, tokenizer, folder / "hf")
-        measures: dict[str, Measure] = {
-            "ours, bf16, compiled": ours(compiled, 1, new_tokens),
-            "ours, bf16, eager": ours(engine(1), 1, new_tokens),
-            "ours, int8, eager": ours(engine(1, weights="int8"), 1, new_tokens),
-            "ours, int4, eager": ours(engine(1, weights="int4"), 1, new_tokens),
-            "transformers, fp32 (its default)": theirs(folder / "hf", torch.float32, new_tokens),
-            "transformers, bf16": theirs(folder / "hf", torch.bfloat16, new_tokens),
-            f"ours, bf16, compiled, {arguments.streams} streams": ours(
-                compiled, arguments.streams, new_tokens
-            ),
-        }
-        with contextlib.suppress(ModuleNotFoundError):
-            for kind in ("bf16", "f16"):
-                path = folder / f"{kind}.gguf"
-                write_gguf(model, tokenizer, path, kind, "speed")
-                measures[f"llama.cpp, {kind}"] = stack.enter_context(llama_cpp(path, new_tokens))
-        best = dict.fromkeys(measures, 0.0)
-        for _ in range(ROUNDS):
-            for name, measure in measures.items():
-                best[name] = max(best[name], measure())
-    for name, rate in best.items():
-        print(f"{name:40} {rate:8.1f} tokens/s")
-    weight_bytes = 2 * model.config.num_parameters
-    limit = memory_bytes_per_second(weight_bytes) / weight_bytes
-    print(f"{'all weights read once, from memory':40} {limit:8.1f} times/s")
-    rate = matrix_flops_per_second(torch.bfloat16, torch.device("cpu"))
-    for num_tokens in (256, 500):
-        reached = prefill_rate(compiled._runner, num_tokens)
-        print(f"prefill of {num_tokens}: {reached / 1e9:.0f} GFLOP/s of {rate / 1e9:.0f}")
+        for kind in GGUF_TYPES:
+            write_gguf(model, tokenizer, folder / f"{kind}.gguf", kind, "speed")
+        found: dict[str, list[float]] = {name: [] for name in contenders(folder, arguments.streams)}
+        for _ in range(arguments.rounds):
+            for name, values in found.items():
+                value = measure(name, arguments, folder)
+                values += [] if value is None else [value]
+    for name, values in found.items():
+        if values:
+            spread = f"{min(values):.4g} to {max(values):.4g}"
+            print(
+                f"{name:42} {median(values):8.4g} ({spread}) {'' if values[0] < 1 else 'a second'}"
+            )
 
 
 if __name__ == "__main__":

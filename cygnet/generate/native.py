@@ -65,10 +65,13 @@ class _Model(ctypes.Structure):
     ]  # fmt: skip
 
 
+_Numbers = ctypes.POINTER(c_int64)
+
+
 class _Tokens(ctypes.Structure):
     _fields_ = [
-        ("count", c_int64), ("ids", c_void_p), ("slots", c_void_p), ("positions", c_void_p),
-        ("num_wanted", c_int64), ("wanted", c_void_p), ("logits", c_void_p),
+        ("count", c_int64), ("ids", _Numbers), ("slots", _Numbers), ("positions", _Numbers),
+        ("num_wanted", c_int64), ("wanted", _Numbers), ("logits", c_void_p),
     ]  # fmt: skip
 
 
@@ -109,6 +112,7 @@ class NativeForward:
             cosines=self._pointer(cosines), sines=self._pointer(sines),
             output=self._matrix(model.output_weight),
         )  # fmt: skip
+        self._address = ctypes.byref(self._model)
 
     def __call__(
         self,
@@ -122,17 +126,13 @@ class NativeForward:
         Returns:
             The logits behind the tokens of these indices, (len(wanted), V) float32.
         """
-        M = len(token_ids)
-        table = torch.tensor([token_ids, slots, positions])
-        chosen = torch.tensor(wanted)
-        logits = torch.empty(len(wanted), self._vocab_size)
-        row = table.data_ptr()
+        M, W = len(token_ids), len(wanted)
+        logits = torch.empty(W, self._vocab_size)
         tokens = _Tokens(
-            M, row, row + 8 * M, row + 16 * M, len(wanted), chosen.data_ptr(), logits.data_ptr()
-        )
-        self._forward(
-            ctypes.byref(self._model), ctypes.byref(tokens), c_int64(torch.get_num_threads())
-        )
+            M, (c_int64 * M)(*token_ids), (c_int64 * M)(*slots), (c_int64 * M)(*positions),
+            W, (c_int64 * W)(*wanted), logits.data_ptr(),
+        )  # fmt: skip
+        self._forward(self._address, ctypes.byref(tokens), c_int64(torch.get_num_threads()))
         return logits
 
     def _layer(self, block: Block, cache: KVCache) -> _Layer:

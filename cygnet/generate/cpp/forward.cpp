@@ -12,13 +12,12 @@
 // residual stream, norms, rotations and softmax in float32. The inputs of products and the cache
 // have the type T (bfloat16 or float32).
 
-#include <omp.h>
-
 #include <utility>
 #include <vector>
 
 #include "attention.h"
 #include "products.h"
+#include "team.h"
 
 // What Python hands over; `native.py` has the same fields.
 extern "C" {
@@ -52,6 +51,7 @@ struct Tokens {
 namespace {
 
 constexpr int QUERIES = 8;   // tokens whose queries read the same keys together
+constexpr int FEW = 4;        // tokens
 constexpr int TOGETHER = 64;  // tokens that one visit to a block of weights serves
 
 float mean_square(const float* x, int64_t size) {
@@ -83,7 +83,7 @@ template <class T>
 class Pass {
    public:
     Pass(const Model& model, const Tokens& tokens, int threads)
-        : model(model), tokens(tokens), threads(threads), M(tokens.count), D(model.hidden_size),
+        : model(model), tokens(tokens), threads(threads), team(threads), M(tokens.count), D(model.hidden_size),
           H(model.head_size) {
         static thread_local std::vector<float> memory;
         const int64_t queries = model.num_heads * H, kv = model.num_kv_heads * H;
@@ -91,12 +91,12 @@ class Pass {
         group = model.num_heads / model.num_kv_heads;
         scores_stride = (model.max_len + BLOCK - 1) / BLOCK * BLOCK;
         scratch = (QUERIES + 1) * group * scores_stride + std::max<int64_t>(group, 2 * BLOCK) * H +
-                  2 * TOGETHER * BLOCK;
+                  2 * TOGETHER * BLOCK + FEW * D;
         for (int64_t i = 0; i < M; i++) {
-            const bool goes_on = i && tokens.slots[i] == tokens.slots[i - 1] &&
-                                 i - runs.back().begin < QUERIES;
-            if (!goes_on) runs.push_back({i, i});
+            const bool is_same = i && tokens.slots[i] == tokens.slots[i - 1];
+            if (!is_same || i - runs.back().begin == QUERIES) runs.push_back({i, i});
             runs.back().end = i + 1;
+            has_long_slots |= is_same;
         }
         const int64_t sizes[] = {M * D, M * (queries + 2 * kv), M * widest, M * widest,
                                  threads * scratch};
@@ -133,27 +133,37 @@ class Pass {
     float* own_scratch() const { return scratches + omp_get_thread_num() * scratch; }
 
     void embed() {
-#pragma omp for
-        for (int64_t i = 0; i < M; i++) {
+        team.share(M, [&](int64_t i) {
             const T* row = (const T*)model.embeddings + tokens.ids[i] * D;
             for (int64_t d = 0; d < D; d++) residual[i * D + d] = to_float(row[d]);
-        }
+        });
     }
 
-    void norm(const float* weight) {
-#pragma omp for
-        for (int64_t i = 0; i < M; i++)
-            rms_norm<T>(residual + i * D, weight, D, model.norm_epsilon, inputs + i * D);
+    // Return the normed residual stream. Of few tokens every thread makes its own, which takes
+    // less time than to wait for each other.
+    const T* norm(const float* weight) {
+        const auto norm_to = [&](T* to, int64_t i) {
+            rms_norm<T>(residual + i * D, weight, D, model.norm_epsilon, to + i * D);
+        };
+        if (M > FEW) {
+            team.share(M, [&](int64_t i) { norm_to(inputs, i); });
+            return inputs;
+        }
+        T* own = (T*)(own_scratch() + scratch - FEW * D);
+        for (int64_t i = 0; i < M; i++) norm_to(own, i);
+        return own;
     }
 
     // Share blocks of outputs, each for a part of the tokens that stays in the nearest memory.
     template <class Use>
     void share_blocks(int64_t outputs, int64_t count, Use use) {
-#pragma omp for collapse(2)
-        for (int64_t begin = 0; begin < count; begin += TOGETHER)
-            for (int64_t first = 0; first < outputs; first += BLOCK)
-                use(first, std::min<int64_t>(BLOCK, outputs - first), begin,
-                    std::min<int64_t>(TOGETHER, count - begin));
+        const int64_t blocks = (outputs + BLOCK - 1) / BLOCK;
+        const int64_t parts = (count + TOGETHER - 1) / TOGETHER;
+        team.share(parts * blocks, [&](int64_t i) {
+            const int64_t begin = i / blocks * TOGETHER, first = i % blocks * BLOCK;
+            use(first, std::min<int64_t>(BLOCK, outputs - first), begin,
+                std::min<int64_t>(TOGETHER, count - begin));
+        });
     }
 
     // Hand over each token's products: use(token, first output, number of outputs, products).
@@ -173,46 +183,43 @@ class Pass {
         });
     }
 
-    void copy_products(const Matrix& m, int64_t count, float* to) {
-        products(m, inputs, count, [&](auto token, auto first, auto width, const float* out) {
+    void copy_products(const Matrix& m, const T* x, int64_t count, float* to) {
+        products(m, x, count, [&](auto token, auto first, auto width, const float* out) {
             std::memcpy(to + token * m.outputs + first, out, width * sizeof(float));
         });
     }
 
     void attention(const Layer& layer) {
-        norm(layer.input_norm);
-        copy_products(layer.qkv, M, qkv);
-        place(layer);
-#pragma omp for collapse(2)
-        for (size_t run = 0; run < runs.size(); run++)
-            for (int64_t head = 0; head < model.num_kv_heads; head++)
-                attend(layer, runs[run], head);
+        copy_products(layer.qkv, norm(layer.input_norm), M, qkv);
+        const int64_t K = model.num_kv_heads;
+        // Where no slot gets two tokens, none needs what another one places.
+        if (has_long_slots)
+            team.share(M * K, [&](int64_t i) { place(layer, i / K, i % K); });
+        team.share_unequal(runs.size() * K, [&](int64_t i) {
+            const Run run = runs[i / K];
+            if (!has_long_slots) place(layer, run.begin, i % K);
+            attend(layer, run, i % K);
+        });
         add_product(layer.out, inner);
     }
 
-    // Norm and rotate queries and keys; queries go to `inner`, keys and values to their slots.
-    void place(const Layer& layer) {
-        const int64_t width = layer.qkv.outputs, half = H / 2, N = model.num_heads;
-        const int64_t K = model.num_kv_heads;
-#pragma omp for
-        for (int64_t i = 0; i < M; i++) {
-            const int64_t turns = tokens.positions[i] * half;
-            const float *cosine = model.cosines + turns, *sine = model.sines + turns;
-            float* head = qkv + i * width;
-            T* query = inner + i * N * H;
-            for (int64_t n = 0; n < N; n++, head += H) {
-                turn(head, layer.q_norm, H, model.norm_epsilon, cosine, sine);
-                for (int64_t h = 0; h < H; h++)
-                    *query++ = rounded<T>(head[h] * model.score_scale);
-            }
-            for (int64_t k = 0; k < 2 * K; k++, head += H) {
-                const bool is_key = k < K;
-                if (is_key) turn(head, layer.k_norm, H, model.norm_epsilon, cosine, sine);
-                T* to = (T*)(is_key ? layer.keys : layer.values) + head_start(i, k % K) +
-                        tokens.positions[i] * H;
-                for (int64_t h = 0; h < H; h++) to[h] = rounded<T>(head[h]);
-            }
-        }
+    // Norm and rotate a token's queries and key of one key head; queries go to `inner`, key and
+    // value to their slot.
+    void place(const Layer& layer, int64_t token, int64_t head) const {
+        const int64_t turns = tokens.positions[token] * H / 2;
+        const float *cosine = model.cosines + turns, *sine = model.sines + turns;
+        float* queries = qkv + token * layer.qkv.outputs + head * group * H;
+        float* key = qkv + token * layer.qkv.outputs + (model.num_heads + head) * H;
+        const float* value = key + model.num_kv_heads * H;
+        T* to = query(token, head);
+        for (int64_t g = 0; g < group; g++)
+            turn(queries + g * H, layer.q_norm, H, model.norm_epsilon, cosine, sine);
+        for (int64_t h = 0; h < group * H; h++) to[h] = rounded<T>(queries[h] * model.score_scale);
+        turn(key, layer.k_norm, H, model.norm_epsilon, cosine, sine);
+        const int64_t place = head_start(token, head) + tokens.positions[token] * H;
+        T *keys = (T*)layer.keys + place, *values = (T*)layer.values + place;
+        for (int64_t h = 0; h < H; h++) keys[h] = rounded<T>(key[h]);
+        for (int64_t h = 0; h < H; h++) values[h] = rounded<T>(value[h]);
     }
 
     int64_t head_start(int64_t token, int64_t head) const {
@@ -306,12 +313,12 @@ class Pass {
     }
 
     void feed_forward(const Layer& layer) {
-        norm(layer.post_norm);
+        const T* x = norm(layer.post_norm);
         const int64_t F = model.intermediate_size;
         float *gate = own_scratch(), *up = gate + TOGETHER * BLOCK;
         share_blocks(F, M, [&](auto first, auto width, auto begin, auto tokens) {
-            multiply_block<T>(layer.gate_up, first, inputs + begin * D, tokens, gate);
-            multiply_block<T>(layer.gate_up, F + first, inputs + begin * D, tokens, up);
+            multiply_block<T>(layer.gate_up, first, x + begin * D, tokens, gate);
+            multiply_block<T>(layer.gate_up, F + first, x + begin * D, tokens, up);
             for (int64_t i = 0; i < tokens; i++) {
                 const float *g = gate + i * BLOCK, *u = up + i * BLOCK;
                 T* to = inner + (begin + i) * F + first;
@@ -324,19 +331,20 @@ class Pass {
 
     void logits() {
         const int64_t W = tokens.num_wanted;
-#pragma omp for
-        for (int64_t w = 0; w < W; w++) {
+        team.share(W, [&](int64_t w) {
             const float* row = residual + tokens.wanted[w] * D;
             rms_norm<T>(row, model.final_norm, D, model.norm_epsilon, inputs + w * D);
-        }
-        copy_products(model.output, W, tokens.logits);
+        });
+        copy_products(model.output, inputs, W, tokens.logits);
     }
 
     const Model& model;
     const Tokens& tokens;
     const int threads;
+    Team team;
     const int64_t M, D, H;  // tokens, hidden size, head size
     std::vector<Run> runs;
+    bool has_long_slots = false;  // more than one token for some slot
     int64_t group, scores_stride, scratch;
     float *residual;   // (M, D)
     float *qkv;        // (M, queries, keys and values)

@@ -28,7 +28,6 @@ struct FloatRow {
     FloatRow() = default;
     FloatRow(const Matrix& m, int64_t row) : weights((const T*)m.weights + row * m.inputs) {}
     Pack<T> at(int64_t k) const { return pack<T>(weights + k); }
-    const void* address(int64_t k) const { return weights + k; }
     Pack<T> rest(int64_t k, int64_t count) const {
         T padded[STEP] = {};
         std::memcpy(padded, weights + k, count * sizeof(T));
@@ -57,7 +56,6 @@ struct Int8Row {
         return packed<T>(decoded(load<SignedBytes>(from)), decoded(load<SignedBytes>(from + LANES)));
     }
     Pack<T> at(int64_t k) const { return decode(codes + k); }
-    const void* address(int64_t k) const { return codes + k; }
     Pack<T> rest(int64_t k, int64_t count) const {
         int8_t padded[STEP] = {};
         std::memcpy(padded, codes + k, count);
@@ -80,70 +78,97 @@ struct Int4Row {
         const float by = scale[k / STEP], plus = zero[k / STEP];
         return packed<T>(decoded(both & 15) * by + plus, decoded(both >> 4) * by + plus);
     }
-    const void* address(int64_t k) const { return codes + k / 2; }
     Pack<T> rest(int64_t k, int64_t) const { return at(k); }  // groups are whole
 };
 
-// Multiply 16 / ROWS outputs of a matrix, from `first` on, with ROWS inputs (1, 2 or 4).
-// `out` is the place of the first output in rows of BLOCK.
-template <class Row, int ROWS, bool HAS_REST, class T>
-void multiply_tile(const Matrix& m, int64_t first, const T* x, float* out) {
-    constexpr int OUTPUTS = LANES / ROWS;
+// The inputs of ROWS tokens, a step's worth at a time.
+template <int ROWS, class T>
+struct Inputs {
+    const T* x;
+    int64_t width;
+    void take(int64_t k, Pack<T> (&packs)[ROWS]) const {
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; r++) packs[r] = pack<T>(x + r * width + k);
+    }
+    void take_rest(int64_t k, Pack<T> (&packs)[ROWS]) const {
+        for (int r = 0; r < ROWS; r++) {
+            T padded[STEP] = {};
+            std::memcpy(padded, x + r * width + k, (width - k) * sizeof(T));
+            packs[r] = pack<T>(padded);
+        }
+    }
+};
+
+// sum[r * OUTPUTS + o] = row `first + o` of the matrix times input r, still in lanes.
+template <class Row, int OUTPUTS, int ROWS, bool HAS_REST, class T>
+void multiply_lanes(const Matrix& m, int64_t first, const T* x, Floats* sum) {
     Row rows[OUTPUTS];
     for (int o = 0; o < OUTPUTS; o++) rows[o] = Row(m, std::min(first + o, m.outputs - 1));
-    Floats sum[LANES] = {};
-    const auto add = [&](const Pack<T>(&inputs)[ROWS], auto weights_of) {
-#pragma GCC unroll 16
+    Floats own[OUTPUTS * ROWS] = {};
+    const auto add = [&](const Pack<T>(&packs)[ROWS], auto weights_of) {
+#pragma GCC unroll 4
         for (int o = 0; o < OUTPUTS; o++) {
             const Pack<T> weights = weights_of(rows[o]);
 #pragma GCC unroll 4
-            for (int r = 0; r < ROWS; r++) {
-                Floats& own = sum[r * OUTPUTS + o];
-                own = multiply_add<T>(own, weights, inputs[r]);
-            }
+            for (int r = 0; r < ROWS; r++)
+                own[r * OUTPUTS + o] = multiply_add<T>(own[r * OUTPUTS + o], weights, packs[r]);
         }
     };
-    const int64_t ahead = (const char*)Row(m, OUTPUTS).address(0) - (const char*)m.weights;
-    const int64_t whole = m.inputs / STEP * STEP, rest = m.inputs - whole;
+    const Inputs<ROWS, T> inputs{x, m.inputs};
+    const int64_t whole = m.inputs / STEP * STEP;
+    Pack<T> packs[ROWS];
     for (int64_t k = 0; k < whole; k += STEP) {
-        Pack<T> inputs[ROWS];
-#pragma GCC unroll 4
-        for (int r = 0; r < ROWS; r++) inputs[r] = pack<T>(x + r * m.inputs + k);
-        add(inputs, [&](const Row& row) {
-            __builtin_prefetch((const char*)row.address(k) + ahead);
-            return row.at(k);
-        });
+        inputs.take(k, packs);
+        add(packs, [&](const Row& row) { return row.at(k); });
     }
     if constexpr (HAS_REST) {
-        Pack<T> inputs[ROWS];
-        for (int r = 0; r < ROWS; r++) {
-            T padded[STEP] = {};
-            std::memcpy(padded, x + r * m.inputs + whole, rest * sizeof(T));
-            inputs[r] = pack<T>(padded);
-        }
-        add(inputs, [&](const Row& row) { return row.rest(whole, rest); });
+        inputs.take_rest(whole, packs);
+        add(packs, [&](const Row& row) { return row.rest(whole, m.inputs - whole); });
     }
-    const Floats found = sums(sum);
-    for (int r = 0; r < ROWS; r++)
-        std::memcpy(out + r * BLOCK, (const float*)&found + r * OUTPUTS, OUTPUTS * sizeof(float));
+    for (int i = 0; i < OUTPUTS * ROWS; i++) sum[i] = own[i];
 }
 
+// 16 outputs for 1, 2 or 4 inputs, row after row: what comes from far memory comes fastest in the
+// order in which it lies there.
 template <class Row, int ROWS, bool HAS_REST, class T>
-void multiply_rows(const Matrix& m, int64_t first, const T* x, float* out) {
-    for (int o = 0; o < BLOCK; o += LANES / ROWS)
-        multiply_tile<Row, ROWS, HAS_REST, T>(m, first + o, x, out + o);
+void multiply_streamed(const Matrix& m, int64_t first, const T* x, float* out) {
+    Floats sum[ROWS][BLOCK];
+    for (int o = 0; o < BLOCK; o++) {
+        Floats own[ROWS];
+        multiply_lanes<Row, 1, ROWS, HAS_REST, T>(m, first + o, x, own);
+        for (int r = 0; r < ROWS; r++) sum[r][o] = own[r];
+    }
+    for (int r = 0; r < ROWS; r++) {
+        const Floats found = sums(sum[r]);
+        std::memcpy(out + r * BLOCK, &found, sizeof(found));
+    }
+}
+
+// 16 outputs for 4 inputs in squares of 4 x 4, which need the fewest loads: of weights that are
+// near already.
+template <class Row, bool HAS_REST, class T>
+void multiply_squares(const Matrix& m, int64_t first, const T* x, float* out) {
+    for (int column = 0; column < BLOCK; column += 4) {
+        Floats sum[LANES];
+        multiply_lanes<Row, 4, 4, HAS_REST, T>(m, first + column, x, sum);
+        const Floats found = sums(sum);
+        for (int r = 0; r < 4; r++)
+            std::memcpy(out + r * BLOCK + column, (const float*)&found + 4 * r, 4 * sizeof(float));
+    }
 }
 
 template <class Row, bool HAS_REST, class T>
 void multiply_all(const Matrix& m, int64_t first, const T* x, int64_t count, float* out) {
     int64_t i = 0;
-    for (; i + 4 <= count; i += 4)
-        multiply_rows<Row, 4, HAS_REST, T>(m, first, x + i * m.inputs, out + i * BLOCK);
+    for (; i + 4 <= count; i += 4) {
+        const auto four = i ? multiply_squares<Row, HAS_REST, T> : multiply_streamed<Row, 4, HAS_REST, T>;
+        four(m, first, x + i * m.inputs, out + i * BLOCK);
+    }
     if (i + 2 <= count) {
-        multiply_rows<Row, 2, HAS_REST, T>(m, first, x + i * m.inputs, out + i * BLOCK);
+        multiply_streamed<Row, 2, HAS_REST, T>(m, first, x + i * m.inputs, out + i * BLOCK);
         i += 2;
     }
-    if (i < count) multiply_rows<Row, 1, HAS_REST, T>(m, first, x + i * m.inputs, out + i * BLOCK);
+    if (i < count) multiply_streamed<Row, 1, HAS_REST, T>(m, first, x + i * m.inputs, out + i * BLOCK);
 }
 
 template <class Row, class T>
