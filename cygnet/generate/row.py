@@ -64,6 +64,11 @@ class Row:
         return self.seen_V is None and self.matcher is None and not bias
 
     @property
+    def speculates(self) -> bool:
+        """Whether a draft model may propose its tokens."""
+        return self.is_plain and self.answer.request.logprobs is None
+
+    @property
     def next_draw(self) -> float:
         """The first random number of the next token."""
         return self.draws[self.draws_per_token * len(self.answer.token_ids)]
@@ -92,9 +97,6 @@ class Batch:
         self.columns = Columns([row.answer.request.sampling for row in rows], device)
         self.is_plain = all(row.is_plain for row in rows)
         self.has_penalties = any(row.seen_V is not None for row in rows)
-        self.may_speculate = self.is_plain and all(
-            row.answer.request.logprobs is None for row in rows
-        )
         self.bias = self._bias()
 
     def choose(self, logits_RV: Tensor, draws_R: Sequence[float]) -> list[int]:
