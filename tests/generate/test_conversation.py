@@ -1,13 +1,14 @@
 """A conversation is the same whoever answers: what is kept, what is left out, what is thought."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from cygnet.errors import UserError
-from cygnet.generate.conversation import Conversation, LocalModel, Piece
+from cygnet.generate.conversation import Conversation, LocalModel, Piece, Pieces, TooLong
 from cygnet.generate.request import Request
 from cygnet.generate.sampling import Sampling
 
@@ -72,6 +73,23 @@ def test_oldest_turns_make_room_and_that_is_said(
     assert conversation.messages[0]["role"] == "user"
     assert 2 < len(conversation.messages) < 48
     assert conversation.messages[-2]["content"].startswith("23 ")
+
+
+def test_no_more_is_left_out_than_must_be() -> None:
+    seen: list[list[str]] = []
+
+    class Narrow:
+        def answer(self, messages: Sequence[dict[str, Any]], sampling: Sampling) -> Pieces:
+            if len(messages) > 6:
+                raise TooLong("no room")
+            seen.append([message["content"] for message in messages])
+            yield Piece("a")
+
+    conversation = Conversation(Narrow(), TWENTY, "s")
+    for number in range(4):
+        answered(conversation, str(number))
+    assert seen[-1] == ["s", "1", "a", "2", "a", "3"]
+    assert [message["content"] for message in conversation.messages] == [*seen[-1][1:], "a"]
 
 
 def test_a_message_longer_than_the_context_changes_nothing(conversation: Conversation) -> None:

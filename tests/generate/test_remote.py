@@ -232,6 +232,18 @@ def test_a_greeting_that_fails_says_why(models: Script, message: str) -> None:
         Server(url)
 
 
+def test_a_key_goes_to_no_other_address() -> None:
+    with serving(stream()) as (other, asked):
+        for answer, models in (
+            (stream(), reply(302, {}, ("Location", f"{other}/v1/models"))),
+            (reply(302, {}, ("Location", f"{other}/v1/chat/completions")), LISTED),
+        ):
+            said = pytest.raises(UserError, match=f"sends us on to {other}/v1/")
+            with serving(answer, models) as (url, _), said:
+                next(Server(url, "swan", "secret").answer([], GREEDY))
+        assert asked == []
+
+
 def test_a_server_need_not_list_its_models() -> None:
     with serving(stream(delta("stop", content="Two.")), reply(404, {})) as (url, _):
         assert answered(Conversation(Server(url, "swan"), GREEDY), "How many?") == "Two."
