@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from cygnet.config import read_yaml
 from cygnet.errors import UserError, nearest, require
 from cygnet.generate.conversation import Conversation, LocalModel, Pieces, Source
 from cygnet.generate.sampling import Sampling
@@ -84,35 +83,27 @@ def chat(config: ChatConfig) -> None:
         text = sys.stdin.read()
     if text is not None and not text.strip():
         raise UserError("nothing to answer: give --prompt TEXT, or some text on standard input")
-    source, name, is_only_pretrained = _source(config)
+    source, name = _source(config)
     conversation = Conversation(source, config.sampling, config.system)
     if text is not None:
         _show(conversation.answer(text.strip()))
         return
     say(f"{printable(name)}: /help for commands, Ctrl-D to leave")
-    if is_only_pretrained:
+    if source.is_only_pretrained:
         say("this model was pretrained alone: it goes on from a text, and has not learnt to answer")
     _talk(conversation, _line_reader())
 
 
-def _source(config: ChatConfig) -> tuple[Source, str, bool]:
-    """Return who answers, its name, and whether it was only pretrained."""
+def _source(config: ChatConfig) -> tuple[Source, str]:
+    """Return who answers, and its name."""
     if config.url is not None:
         from cygnet.generate.remote import KEY_VARIABLE, Server
 
         key = config.api_key or os.environ.get(KEY_VARIABLE)
         server = Server(config.url, config.model, key)
-        return server, f"{server.model} of {server.url}", server.is_only_pretrained
+        return server, f"{server.model} of {server.url}"
     assert config.run is not None
-    model = LocalModel(config.run, config.yarn_factor)
-    return model, str(config.run), _only_pretrained(config.run)
-
-
-def _only_pretrained(path: Path) -> bool:
-    from cygnet.export.huggingface import find_model
-
-    settings = find_model(path).parent / "config.yaml"
-    return settings.exists() and read_yaml(settings).get("stage") == "pretrain"
+    return LocalModel(config.run, config.yarn_factor), str(config.run)
 
 
 def _line_reader() -> Callable[[], str | None]:
@@ -167,12 +158,12 @@ def _show(pieces: Pieces) -> None:
     has_begun = is_dim = False
     try:
         for piece in pieces:
-            if piece.is_reasoning and not is_seen:
+            if piece.reasoning and not is_seen:
                 continue
-            if piece.is_reasoning != is_dim:
-                print(DIM if piece.is_reasoning else f"{NOT_DIM}\n\n", end="")
-            has_begun, is_dim = True, piece.is_reasoning
-            print(printable(piece.text), end="", flush=True)
+            if bool(piece.reasoning) != is_dim:
+                print(DIM if piece.reasoning else f"{NOT_DIM}\n\n", end="")
+            has_begun, is_dim = True, bool(piece.reasoning)
+            print(printable(piece.reasoning or piece.content), end="", flush=True)
     except KeyboardInterrupt:
         print(" …" if is_seen else "", end="")
         raise

@@ -6,24 +6,16 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from cygnet.config import read_yaml
 from cygnet.errors import UserError
+from cygnet.generate.reading import Piece, Reader, opens_thinking
 from cygnet.generate.sampling import Sampling
 from cygnet.progress import say
 
 MIN_ROOM_TOKENS = 16
 """An answer has at least this much of the context; old turns make room for half of it."""
-THINK, END_THINK = "<think>", "</think>"
-"""Control tokens around what a model thinks before it answers."""
-
-
-class Piece(NamedTuple):
-    """A part of an answer, as it comes."""
-
-    text: str
-    is_reasoning: bool = False
-    """What the model thinks before it answers; it is no part of the conversation."""
 
 
 Pieces = Generator[Piece, None, None]
@@ -34,7 +26,13 @@ class TooLong(UserError):
 
 
 class Source(Protocol):
-    """Who answers."""
+    """Who answers.
+
+    Attributes:
+        is_only_pretrained: it has not learnt to answer, and goes on from a message's text.
+    """
+
+    is_only_pretrained: bool
 
     def answer(self, messages: Sequence[dict[str, Any]], sampling: Sampling) -> Pieces:
         """Yield the answer to messages (`cygnet.messages`) piece by piece; closed, it stops.
@@ -68,8 +66,8 @@ class Conversation:
         """Yield the answer piece by piece; afterwards it is part of the conversation.
 
         Of an answer that is not taken to its end, what was said so far is kept, and nothing of the
-        turn if nothing was. Of a conversation that outgrows the context, the oldest turns are left
-        out, which is said.
+        turn if nothing was; what was thought is never kept. Of a conversation that outgrows the
+        context, the oldest turns are left out, which is said.
 
         Raises:
             UserError: the message alone fills the context, or the source fails.
@@ -79,11 +77,10 @@ class Conversation:
         try:
             with closing(pieces):
                 for piece in chain(first, pieces):
-                    if not piece.is_reasoning:
-                        said.append(piece.text)
+                    said.append(piece.content)
                     yield piece
         finally:
-            if said:
+            if any(said):
                 self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
 
     def _begun(
@@ -118,20 +115,26 @@ class LocalModel:
     """
 
     def __init__(self, path: Path, yarn_factor: float | None = None) -> None:
-        from cygnet.export.huggingface import load_folder
+        from cygnet.export.huggingface import find_model, read_folder
         from cygnet.generate.engine import Engine
 
-        model, self.tokenizer = load_folder(path, yarn_factor=yarn_factor)
+        folder = find_model(path)
+        model, self.tokenizer = read_folder(folder, yarn_factor=yarn_factor)
         # One slot, which keeps the conversation: each turn reads only what is new.
         self.engine = Engine(model, self.tokenizer, num_slots=1)
+        settings = folder.parent / "config.yaml"
+        self.is_only_pretrained = (
+            settings.exists() and read_yaml(settings).get("stage") == "pretrain"
+        )
 
     def answer(self, messages: Sequence[dict[str, Any]], sampling: Sampling) -> Pieces:
-        """See `Source.answer`; an answer has half of the context's room, unless a first message
-        takes it."""
-        from cygnet.generate.request import Request
-        from cygnet.text.chat import encode_chat
+        """See `Source.answer`.
 
-        prompt = encode_chat(self.tokenizer, messages, add_generation_prompt=True).ids
+        An answer has room for half of the context at least, unless a first message takes it.
+        """
+        from cygnet.generate.request import Request
+
+        prompt = self._prompt(messages)
         context = self.engine.max_len
         is_first = not any(message["role"] == "assistant" for message in messages)
         room = min(sampling.max_new_tokens, MIN_ROOM_TOKENS if is_first else context // 2)
@@ -140,15 +143,15 @@ class LocalModel:
                 f"that is {len(prompt)} tokens, and the model's context holds {context}; say it "
                 "shorter"
             )
-        special = self.tokenizer.special_ids
-        think, answer = special.get(THINK), special.get(END_THINK)
-        marks = [token for token in prompt if token in (think, answer)]
-        is_reasoning = bool(marks) and marks[-1] == think  # a template may open it
-        begins = is_reasoning
-        for event in self.engine.run(Request(prompt=prompt, sampling=sampling)):
-            if think in event.token_ids or answer in event.token_ids:
-                is_reasoning, begins = answer not in event.token_ids, True
-            # Templates put empty lines around what is thought.
-            if text := event.text.lstrip("\n") if begins else event.text:
-                begins = False
-                yield Piece(text, is_reasoning)
+        reader = Reader(opens_thinking(self.tokenizer, prompt))
+        request = Request(prompt=prompt, sampling=sampling, mark_special=True)
+        for event in self.engine.run(request):
+            yield from reader.push(event.text)
+        yield from reader.finish()
+
+    def _prompt(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        from cygnet.text.chat import encode_chat
+
+        if self.is_only_pretrained:
+            return self.tokenizer.encode(messages[-1]["content"])
+        return encode_chat(self.tokenizer, messages, add_generation_prompt=True).ids

@@ -16,11 +16,13 @@ from urllib.parse import urlsplit
 
 from cygnet import __version__
 from cygnet.errors import UserError, nearest
-from cygnet.generate.conversation import Piece, Pieces, TooLong
+from cygnet.generate.conversation import Pieces, TooLong
+from cygnet.generate.reading import Piece
 from cygnet.generate.sampling import Sampling
 
 KEY_VARIABLE = "CYGNET_API_KEY"
-"""Environment variable that holds the key; on a command line others could read it."""
+"""Environment variable of the key, for `cygnet chat` and `cygnet serve`; other programs of a
+machine can read its command lines."""
 GREETING_S = 20.0
 """How long a server may take to say which models it has."""
 SILENCE_S = 600.0
@@ -54,7 +56,7 @@ class Server:
 
     Attributes:
         model: the name.
-        is_only_pretrained: the server says that this model has not learnt to answer.
+        is_only_pretrained: the server says so of the model, see `Source`.
 
     Raises:
         UserError: no such server is there, it wants a key, or the model must be named.
@@ -89,9 +91,9 @@ class Server:
                 for delta, is_last in self._deltas(response):
                     reasoning = delta.get("reasoning_content") or delta.get("reasoning")
                     if isinstance(reasoning, str) and reasoning:
-                        yield Piece(reasoning, is_reasoning=True)
+                        yield Piece(reasoning=reasoning)
                     if isinstance(delta.get("content"), str) and delta["content"]:
-                        yield Piece(delta["content"])
+                        yield Piece(content=delta["content"])
                     is_whole = is_whole or is_last
         except urllib.error.HTTPError as error:
             self._refuse(error)

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from cygnet import __version__
+from cygnet.generate.reading import Call, Piece, Reader
 from cygnet.generate.request import Answer, Event, TokenLogprob, best_of
 from cygnet.serve.driver import Job
 from cygnet.serve.offered import Offered
-from cygnet.serve.reading import Call, Piece, Reader
 from cygnet.text.tokenizer import Tokenizer
 
 LEAST_LOGPROB = -9999.0

@@ -10,8 +10,9 @@ import socket
 from typing import TYPE_CHECKING
 
 from cygnet.errors import UserError, require
+from cygnet.generate.remote import KEY_VARIABLE
 from cygnet.progress import say
-from cygnet.serve.settings import KEY_VARIABLE, ServeConfig
+from cygnet.serve.settings import ServeConfig
 
 if TYPE_CHECKING:
     import uvicorn

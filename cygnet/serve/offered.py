@@ -167,10 +167,10 @@ def load(places: Sequence[Place], config: ServeConfig) -> dict[str, Offered]:
 
 def _load(place: Place, config: ServeConfig) -> Offered:
     dtype, _ = resolve_dtype(config.dtype, torch.device("cpu"))
-    model, tokenizer = read_folder(place.folder, dtype)
+    model, tokenizer = read_folder(place.folder, dtype, config.yarn_factor)
     draft = None
     if config.draft is not None:
-        draft, draft_tokenizer = read_folder(find_model(config.draft), dtype)
+        draft, draft_tokenizer = read_folder(find_model(config.draft), dtype, config.yarn_factor)
         if draft_tokenizer.vocabulary_hash != tokenizer.vocabulary_hash:
             raise UserError(
                 f"--draft {config.draft}: has another tokenizer than {place.name}; a draft model "

@@ -8,6 +8,7 @@ from typing import Any
 
 from cygnet.errors import UserError
 from cygnet.generate.constrained import Grammar
+from cygnet.generate.reading import opens_thinking
 from cygnet.generate.request import Request
 from cygnet.generate.sampling import Sampling
 from cygnet.messages import Message as ChatMessage
@@ -15,10 +16,8 @@ from cygnet.messages import validate
 from cygnet.serve.bodies import ChatBody, CompletionBody, Message, NamedTool, SamplingBody, Texts
 from cygnet.serve.errors import ApiError
 from cygnet.serve.offered import Offered
-from cygnet.serve.reading import THINK, THINK_END
 from cygnet.serve.settings import ServeConfig
 from cygnet.text.chat import encode_chat
-from cygnet.text.tokenizer import Tokenizer
 
 GREEDY_BELOW = 1e-4
 """A lower temperature would only divide by nearly nothing."""
@@ -66,7 +65,7 @@ def prepare_chat(body: ChatBody, model: Offered, limits: ServeConfig) -> Chat:
         grammar=_grammar(body, model, uses_tools),
         mark_special=model.chats,
     )
-    return Chat(request, _opens_thinking(model.tokenizer, prompt), uses_tools)
+    return Chat(request, opens_thinking(model.tokenizer, prompt), uses_tools)
 
 
 def prepare_completion(
@@ -216,13 +215,6 @@ def _callable(body: ChatBody) -> Mapping[str, Mapping[str, Any]]:
     if name not in schemas:
         raise ApiError(400, f"tool_choice: {name!r} is none of the tools", param="tool_choice")
     return {name: schemas[name]}
-
-
-def _opens_thinking(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
-    """Return whether the template's opening of the answer has a `<think>` that is not closed."""
-    think, end = tokenizer.special_ids.get(THINK), tokenizer.special_ids.get(THINK_END)
-    last = next((token for token in reversed(prompt[-8:]) if token in (think, end)), None)
-    return think is not None and last == think
 
 
 def _check_prompt(prompt: Sequence[int], field: str, limits: ServeConfig) -> None:

@@ -10,8 +10,7 @@ from typing import Literal
 import tyro
 
 from cygnet.errors import UserError
-
-KEY_VARIABLE = "CYGNET_API_KEY"
+from cygnet.generate.remote import KEY_VARIABLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,8 @@ class ServeConfig:
     """Keep the matrices in 8 or 4 bits (bf16 only): smaller, and a little less exact."""
     draft: Path | None = None
     """A smaller model of the same tokenizer that proposes tokens (speculative decoding)."""
+    yarn_factor: float | None = None
+    """Stretch the models' contexts by so much with YaRN, without training; 4 is usual."""
     compile: Literal["on", "off"] = "off"
     """Compile the steps at the start, for about a minute a model."""
     slots: int | None = None

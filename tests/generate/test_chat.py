@@ -16,7 +16,8 @@ import pytest
 from cygnet.errors import UserError
 from cygnet.generate import chat as terminal_chat
 from cygnet.generate.chat import ChatConfig, changed_sampling, printable
-from cygnet.generate.conversation import Conversation, Piece, Pieces
+from cygnet.generate.conversation import Conversation, Pieces
+from cygnet.generate.reading import Piece
 from cygnet.generate.sampling import Sampling
 
 PATIENCE_S = 120
@@ -57,8 +58,10 @@ def test_a_wrong_sampling_is_said_plainly(spelt: str, said: str) -> None:
 class Thinker:
     """Answers every question with the same thoughts."""
 
+    is_only_pretrained = False
+
     def answer(self, messages: object, sampling: object) -> Pieces:
-        yield from (Piece("two ", True), Piece("swans\x07", True), Piece("Tw"), Piece("o"))
+        yield from (Piece(reasoning="two "), Piece(reasoning="swans\x07"), Piece("Tw"), Piece("o"))
 
 
 def test_reasoning_is_dimmed_for_people_and_left_out_of_pipes(
@@ -206,6 +209,7 @@ def test_commands_answers_and_ctrl_c_in_a_terminal(terminal: Terminal) -> None:
     terminal.wait_for_characters(500)
     terminal.type("\x03")
     terminal.wait_for(" …")
+    terminal.wait_for(">")
     terminal.type("\x03")
     terminal.wait_for("Ctrl-D or /quit leaves")
     terminal.type("/reset\r")

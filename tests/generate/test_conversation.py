@@ -1,5 +1,6 @@
 """A conversation is the same whoever answers: what is kept, what is left out, what is thought."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,9 +9,11 @@ from typing import Any
 import pytest
 
 from cygnet.errors import UserError
-from cygnet.generate.conversation import Conversation, LocalModel, Piece, Pieces, TooLong
+from cygnet.generate.conversation import Conversation, LocalModel, Pieces, TooLong
+from cygnet.generate.reading import Piece
 from cygnet.generate.request import Request
 from cygnet.generate.sampling import Sampling
+from cygnet.generate.text import CONTROL_MARK
 
 TWENTY = Sampling(max_new_tokens=20, seed=1)
 
@@ -26,7 +29,7 @@ def conversation(model: LocalModel) -> Conversation:
 
 
 def answered(conversation: Conversation, text: str) -> str:
-    return "".join(piece.text for piece in conversation.answer(text))
+    return "".join(piece.content for piece in conversation.answer(text))
 
 
 def prompts_of(model: LocalModel) -> list[list[int]]:
@@ -79,6 +82,8 @@ def test_no_more_is_left_out_than_must_be() -> None:
     seen: list[list[str]] = []
 
     class Narrow:
+        is_only_pretrained = False
+
         def answer(self, messages: Sequence[dict[str, Any]], sampling: Sampling) -> Pieces:
             if len(messages) > 6:
                 raise TooLong("no room")
@@ -111,7 +116,7 @@ def test_an_answer_cut_short_is_kept_as_far_as_it_went(conversation: Conversatio
     answer = conversation.answer("swan")
     piece = next(answer)
     answer.close()
-    assert conversation.messages[-1] == {"role": "assistant", "content": piece.text}
+    assert conversation.messages[-1] == {"role": "assistant", "content": piece.content}
     assert isinstance(conversation.source, LocalModel) and conversation.source.engine.is_idle
 
 
@@ -143,29 +148,35 @@ def test_what_is_thought_is_told_apart_and_not_kept(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch, opens_itself: bool
 ) -> None:
     """The model opens its reasoning, or the template does."""
-    special = model.tokenizer.special_ids
-    events = [("", "<think>")] if opens_itself else []
-    events += [("\n", ""), ("two swans", ""), ("\n", ""), ("", "</think>")]
-    events += [("\n\n", ""), ("Two", ""), ("\n\n", ""), (".", "")]
+    texts = [f"{CONTROL_MARK}<think>{CONTROL_MARK}"] if opens_itself else []
+    texts += ["two", " swans", f"{CONTROL_MARK}</think>{CONTROL_MARK}", "Two", "."]
     if not opens_itself:
         model.tokenizer.chat_template += "{{- '<think>' }}"
-    monkeypatch.setattr(
-        model.engine,
-        "run",
-        lambda _: (
-            SimpleNamespace(text=text, token_ids=(special.get(token, 99),))
-            for text, token in events
-        ),
-    )
+    events = [SimpleNamespace(text=text) for text in texts]
+    monkeypatch.setattr(model.engine, "run", lambda _: iter(events))
     conversation = Conversation(model, TWENTY)
     assert [*conversation.answer("How many?")] == [
-        Piece("two swans", True), Piece("\n", True), Piece("Two"), Piece("\n\n"), Piece("."),
+        Piece(reasoning="two"), Piece(reasoning=" swans"), Piece("Two"), Piece("."),
     ]  # fmt: skip
-    assert conversation.messages[-1]["content"] == "Two\n\n."
+    assert conversation.messages[-1]["content"] == "Two."
+
+
+def test_a_model_that_was_only_pretrained_goes_on_from_the_text(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "config.yaml").write_text("stage: pretrain\n")
+    model = LocalModel(tmp_path)
+    prompts = prompts_of(model)
+    conversation = Conversation(model, TWENTY, "Be brief.")
+    for text in ("a swan", "a lake"):
+        answered(conversation, text)
+        assert prompts[-1] == model.tokenizer.encode(text)
+    assert model.is_only_pretrained and not LocalModel(folder).is_only_pretrained
 
 
 def test_of_reasoning_alone_nothing_is_kept(model: LocalModel) -> None:
     model.tokenizer.chat_template += "{{- '<think>' }}"
     conversation = Conversation(model, TWENTY)
-    assert all(piece.is_reasoning for piece in conversation.answer("How many?"))
+    assert all(piece.reasoning for piece in conversation.answer("How many?"))
     assert conversation.messages == []

@@ -13,7 +13,8 @@ import pytest
 
 from cygnet.errors import UserError
 from cygnet.generate import remote
-from cygnet.generate.conversation import Conversation, LocalModel, Piece
+from cygnet.generate.conversation import Conversation, LocalModel
+from cygnet.generate.reading import Piece
 from cygnet.generate.remote import Server, settings
 from cygnet.generate.sampling import Sampling
 
@@ -22,7 +23,7 @@ ENDLESS = Sampling(temperature=0, max_new_tokens=40_000)
 
 
 def answered(conversation: Conversation, text: str) -> str:
-    return "".join(piece.text for piece in conversation.answer(text))
+    return "".join(piece.content for piece in conversation.answer(text))
 
 
 def test_a_server_and_the_model_itself_give_the_same_conversation(
@@ -41,7 +42,7 @@ def test_an_answer_that_is_stopped_is_kept_and_the_server_goes_on(
     """It has one slot: the next answer begins only if the first was really stopped."""
     conversation = Conversation(Server(llama_cpp(50_000)), ENDLESS)
     answer = conversation.answer("a swan")
-    begun = next(answer).text + next(answer).text
+    begun = next(answer).content + next(answer).content
     answer.close()
     assert conversation.messages[-1] == {"role": "assistant", "content": begun}
     conversation.sampling = GREEDY
@@ -138,7 +139,7 @@ def test_reasoning_text_and_comments_are_told_apart() -> None:
     with serving(script) as (url, asked):
         conversation = Conversation(Server(url, "swan", "secret"), GREEDY, "Be brief.")
         assert [*conversation.answer("How many?")] == [
-            Piece("two ", True), Piece("swans", True), Piece("天"), Piece("鹅"),
+            Piece(reasoning="two "), Piece(reasoning="swans"), Piece("天"), Piece("鹅"),
         ]  # fmt: skip
     assert conversation.messages[-1]["content"] == "天鹅"
     assert [(one["path"], one["key"]) for one in asked] == [

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cygnet.generate.reading import Piece, Reader
 from cygnet.generate.text import CONTROL_MARK, TextStream
-from cygnet.serve.reading import Piece, Reader
-from tests.serve.running import TOKENIZER
+from tests.generate.conftest import swan_tokenizer
+
+TOKENIZER = swan_tokenizer()
 
 CALL = '<tool_call>\n{"name": "feed", "arguments": {"bird": "天鹅"}}\n</tool_call>'
 

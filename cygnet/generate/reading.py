@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from cygnet.generate.text import CONTROL_MARK
+from cygnet.text.tokenizer import Tokenizer
 
 THINK, THINK_END = "<think>", "</think>"
 CALL, CALL_END = "<tool_call>", "</tool_call>"
@@ -122,3 +124,10 @@ class Reader:
         text = f"{CALL}{self._held}{end}"
         self._enter("content")
         return [Piece(content=text)]
+
+
+def opens_thinking(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
+    """Return whether the template's opening of the answer has a `<think>` that is not closed."""
+    think, end = tokenizer.special_ids.get(THINK), tokenizer.special_ids.get(THINK_END)
+    last = next((token for token in reversed(prompt[-8:]) if token in (think, end)), None)
+    return think is not None and last == think
