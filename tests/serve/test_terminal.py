@@ -41,13 +41,13 @@ def test_stopping_an_answer_frees_its_slot(endless: Path) -> None:
 
 def test_oldest_turns_make_room(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
     """The server says in its error that the context is full."""
-    conversation = Conversation(Server(server.url), DRAWN)
+    conversation = Conversation(Server(server.url), Sampling(max_new_tokens=30))
     for number in range(4):
-        answered(conversation, f"{number} " + "lake " * 1200)
+        assert answered(conversation, f"{number} " + "lake " * 1200)
     assert "no longer fit the context" in capsys.readouterr().err
     assert conversation.messages[-2]["content"].startswith("3 ")
     with pytest.raises(UserError, match="context"):
-        answered(conversation, "lake " * 4000)
+        answered(conversation, "lake " * 5000)
 
 
 def test_keys_and_names_are_asked_for(folder: Path, tmp_path: Path) -> None:
