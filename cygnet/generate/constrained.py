@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from cygnet.errors import UserError, require
 from cygnet.text.tokenizer import Tokenizer
+
+WHITE_SPACE = r"(\n {0,32}| )?"
+"""Between the parts of JSON; any at all would let a weak model write it for ever."""
 
 
 class Grammars:
@@ -36,12 +40,16 @@ class Grammars:
         self._tokenizer = self._library.LLTokenizer(wrapped, eos_token=self._ends)
 
     def json_schema(self, schema: Mapping[str, Any] | str) -> Grammar:
-        """Return the grammar of all JSON that a schema allows.
+        """Return the grammar of all JSON that a schema allows, on one line or indented.
 
         Raises:
             UserError: it is no schema, or one that llguidance cannot follow.
         """
-        return self._grammar(self._library.LLMatcher.grammar_from_json_schema, schema, "schema")
+        make = partial(
+            self._library.LLMatcher.grammar_from_json_schema,
+            defaults={"whitespace_pattern": WHITE_SPACE},
+        )
+        return self._grammar(make, schema, "schema")
 
     def json_object(self) -> Grammar:
         """Return the grammar of any JSON object."""

@@ -258,6 +258,36 @@ def test_a_schema_is_kept(seed: int) -> None:
         assert answer.usage.completion_tokens == 200
 
 
+LEGS = {"name": {"enum": ["swan", "天鹅"]}, "legs": {"type": "array", "items": {"enum": [2, 4]}}}
+NESTED = {
+    "type": "object", "properties": {"bird": {"type": "object", "properties": LEGS}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("indent", [None, 1, 2, 4, 8])
+def test_a_schema_allows_json_on_one_line_and_indented(indent: int | None) -> None:
+    matcher = GRAMMARS.json_schema(NESTED).matcher()
+    value = {"bird": {"name": "天鹅", "legs": [2, 4]}}
+    for token in TOKENIZER.encode(json.dumps(value, indent=indent, ensure_ascii=False)):
+        assert matcher.allowed()[token]
+        matcher.accept(token)
+    assert matcher.allowed()[[TOKENIZER.im_end_id]].all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_white_space_never_goes_on_for_ever(seed: int) -> None:
+    """The model likes nothing better than white space."""
+    spaces = {token: 100.0 for text in (" ", "\n") for token in TOKENIZER.encode(text)}
+    schema = {"type": "object", "properties": {"legs": {"enum": [2, 4]}}, "required": ["legs"],
+              "additionalProperties": False}  # fmt: skip
+    request = Request(
+        prompt=tokens(5), sampling=Sampling(seed=seed, max_new_tokens=300), logit_bias=spaces,
+        grammar=GRAMMARS.json_schema(schema),
+    )  # fmt: skip
+    answer = alone(request)
+    assert answer.finish_reason == "stop" and json.loads(answer.text)["legs"] in (2, 4)
+
+
 def test_a_pattern_is_kept_and_a_wrong_grammar_is_refused() -> None:
     grammar = GRAMMARS.regex("(swan|lake)-[0-9]{3}")
     texts = {
