@@ -87,7 +87,8 @@ def prepare_completion(
     prompts = encode_texts(body.prompt, "prompt", model, limits)
     _check_count(best_of * len(prompts), "best_of" if body.best_of else "n", limits)
     logprobs = body.logprobs if best_of == n else body.logprobs or 0
-    sampling = _sampling(body, body.max_tokens or COMPLETION_TOKENS, model, limits)
+    most = body.max_tokens or min(COMPLETION_TOKENS, limits.max_tokens or COMPLETION_TOKENS)
+    sampling = _sampling(body, most, model, limits)
     bias = body.logit_bias or {}
     requests = [
         Request(prompt=prompt, sampling=sampling, logit_bias=bias, logprobs=logprobs)
@@ -129,7 +130,7 @@ def num_characters(body: ChatBody | CompletionBody) -> int:
 
 
 def _chat_prompt(body: ChatBody, model: Offered, uses_tools: bool) -> list[int]:
-    messages = [_message(message) for message in body.messages]
+    messages = [_message(message, i) for i, message in enumerate(body.messages)]
     validate(messages, needs_answer=False)
     tools = [tool.model_dump(exclude_unset=True) for tool in body.tools or []]
     return encode_chat(
@@ -148,7 +149,10 @@ def _last_text(body: ChatBody, model: Offered) -> list[int]:
     return model.tokenizer.encode(_content(asked[-1])) or [model.tokenizer.eos_id]
 
 
-def _message(message: Message) -> ChatMessage:
+def _message(message: Message, index: int) -> ChatMessage:
+    if message.content is None and message.role != "assistant":
+        field = f"messages[{index}].content"
+        raise ApiError(400, f"{field}: missing; give the text", param=field)
     role = "system" if message.role == "developer" else message.role
     found: ChatMessage = {"role": role, "content": _content(message)}
     if message.tool_calls:
