@@ -7,6 +7,7 @@ import { chosen, isRunning, messagesFor } from "./conversation.js";
 const MAX_BUSY_TRIES = 5;
 const DEFAULT_WAIT_S = 2;
 const SAVE_EVERY_MS = 1000;
+const LEAVING_MS = 200;
 
 export class Answering {
   #running = new Map(); // answer -> AbortController
@@ -41,6 +42,8 @@ export class Answering {
     try {
       await this.#untilAnswered(conversation, turn, answers, controller.signal);
     } catch (error) {
+      // A page that is being left fails its requests first: it must not live to call that an error.
+      if (!controller.signal.aborted) await sleep(LEAVING_MS, controller.signal).catch(() => {});
       if (controller.signal.aborted) answer.state = "stopped";
       else {
         answer.state = "error";

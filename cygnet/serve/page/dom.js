@@ -22,7 +22,7 @@ const ICONS = {
   down: ["M12 5v14", "M6 13l6 6 6-6"],
 };
 
-/** Return an element with attributes, listeners and children (nodes or texts).
+/** Return an element with attributes, listeners and children (nodes, texts, or arrays of them).
  *  `text` is its text content, `on` maps events to listeners; null and false are left out. */
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
@@ -32,7 +32,8 @@ export function element(tag, properties = {}, ...children) {
     else if (name === "on") for (const [event, run] of Object.entries(value)) made.addEventListener(event, run);
     else made.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  // One by one: a hostile text makes more nodes than a call takes arguments.
+  for (const child of children.flat()) if (child !== null && child !== undefined && child !== false) made.append(child);
   return made;
 }
 

@@ -104,7 +104,7 @@ function heading(lines, from) {
   // The page's own headings are h1 and h2.
   const tag = `h${Math.min(level + 2, 6)}`;
   const text = lines[from].slice(level).trim();
-  return { to: from + 1, build: () => element(tag, {}, ...inline(text)) };
+  return { to: from + 1, build: () => element(tag, {}, inline(text)) };
 }
 
 function rule(lines, from) {
@@ -123,7 +123,7 @@ function quote(lines, from, depth) {
     const text = line.trimStart().slice(1);
     return text[0] === " " ? text.slice(1) : text;
   });
-  return { to, build: () => element("blockquote", {}, ...children(inner, depth + 1)) };
+  return { to, build: () => element("blockquote", {}, children(inner, depth + 1)) };
 }
 
 /** Return the mark that begins an item of a list: {indent, offset of the text, number or null}. */
@@ -155,7 +155,7 @@ function list(lines, from, depth) {
   }
   const start = first.number !== null && first.number !== 1 ? first.number : null;
   const tag = first.number === null ? "ul" : "ol";
-  return { to: i, build: () => element(tag, { start }, ...items.map((item) => listItem(item, depth))) };
+  return { to: i, build: () => element(tag, { start }, items.map((item) => listItem(item, depth))) };
 }
 
 function listItem(lines, depth) {
@@ -165,7 +165,7 @@ function listItem(lines, depth) {
   const made = children(inner, depth + 1);
   // A first paragraph stands in the item's own line.
   const flat = made[0]?.tagName === "P" ? [...made[0].childNodes, ...made.slice(1)] : made;
-  return element("li", { class: task && "task" }, box, ...flat);
+  return element("li", { class: task && "task" }, box, flat);
 }
 
 function cells(line) {
@@ -189,10 +189,10 @@ function table(lines, from) {
   while (to < lines.length && lines[to].includes("|")) to += 1;
   const sides = marks.map((mark) => (mark.endsWith(":") ? (mark[0] === ":" ? "middle" : "right") : null));
   const row = (texts, tag) =>
-    element("tr", {}, ...texts.map((text, column) => element(tag, { class: sides[column] }, ...inline(text))));
+    element("tr", {}, texts.map((text, column) => element(tag, { class: sides[column] }, inline(text))));
   const build = () => {
     const body = lines.slice(from + 2, to).map((line) => row(cells(line).slice(0, head.length), "td"));
-    const shown = element("table", {}, element("thead", {}, row(head, "th")), element("tbody", {}, ...body));
+    const shown = element("table", {}, element("thead", {}, row(head, "th")), element("tbody", {}, body));
     return element("div", { class: "table", tabindex: "0" }, shown);
   };
   return { to, build };
@@ -210,7 +210,7 @@ function paragraph(lines, from) {
   while (to < lines.length && lines[to].trim() && !startsBlock(lines, to) && !table(lines, to)) to += 1;
   // Lines stay lines: poems and recipes have them.
   const text = lines.slice(from, to).join("\n");
-  return { to, build: () => element("p", {}, ...inline(text.trim())) };
+  return { to, build: () => element("p", {}, inline(text.trim())) };
 }
 
 // --- within a line ------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ class Line {
     const inside = this.#nodes.splice(at);
     this.#nodes.pop(); // the mark's text
     const tag = { "*": "em", _: "em", "**": "strong", __: "strong", "~~": "del" }[mark];
-    this.#nodes.push(element(tag, {}, ...inside));
+    this.#nodes.push(element(tag, {}, inside));
     this.#open.length = index;
     return true;
   }
@@ -335,9 +335,9 @@ function safeAddress(text) {
   }
 }
 
-function link(address, ...content) {
+function link(address, content) {
   const rel = "noopener noreferrer nofollow";
-  return element("a", { href: address, target: "_blank", rel, title: address }, ...content);
+  return element("a", { href: address, target: "_blank", rel, title: address }, content);
 }
 
 /** Read [text](address "title") or ![text](address "title"). */
@@ -351,7 +351,7 @@ function bracketLink(text, at) {
   if (close < 0 || text[start + close] !== ")") return null;
   const address = safeAddress(text.slice(start, start + close).trim().split(/\s/)[0]);
   if (!address) return null;
-  return { node: link(address, ...(label ? inline(label, false) : [address])), to: start + close + 1 };
+  return { node: link(address, label ? inline(label, false) : address), to: start + close + 1 };
 }
 
 function bareLink(text, from) {

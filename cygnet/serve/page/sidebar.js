@@ -5,7 +5,7 @@ import { byId, download, element, iconButton, openMenu } from "./dom.js";
 import { t } from "./words.js";
 
 /** Return a file's name from a title. */
-const fileName = (title, ending) => `${title.replace(/[\\/:*?"<>|\p{C}]+/gu, " ").trim() || "chat"}.${ending}`;
+const fileName = (title, ending) => `${title.replace(/[\\/:*?"<>|\s\p{C}]+/gu, " ").trim() || "chat"}.${ending}`;
 
 /** Shows the conversations in #chats.
  *  actions: `open(conversation)`, `rename(conversation, title)`, `remove(conversations)`,
