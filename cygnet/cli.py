@@ -81,6 +81,13 @@ VERBS = {
         ("cygnet chat runs/demo", 'cygnet chat runs/demo --prompt "How do I make pancakes?"',
          "echo 'What is a comet?' | cygnet chat runs/demo"),
     ),
+    "serve": Verb(
+        "offer models to OpenAI's clients, and a chat page in the browser",
+        "cygnet.serve.command", "ServeConfig", "serve",
+        ("cygnet serve runs/demo", "cygnet serve runs/demo --stages",
+         "cygnet serve small=runs/demo/sft large=models/Qwen3-0.6B --port 9000",
+         "CYGNET_API_KEY=secret cygnet serve runs/demo --host 0.0.0.0"),
+    ),
     "export": Verb(
         "write a model for transformers, llama.cpp, Ollama or MLX, and check it there",
         "cygnet.export.command", "ExportCommand", "export_command",

@@ -11,13 +11,14 @@ and random numbers come from each request's own seed, one for each token.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from cygnet.errors import UserError
+from cygnet.generate.embed import embed
 from cygnet.generate.quantize import Weights
 from cygnet.generate.request import (
     Answer,
@@ -182,8 +183,20 @@ class Engine:
         events = self._decode() if self._running else []
         return [*events, *self._prefill()] if self._prefilling else events
 
+    def embed(self, token_ids: Sequence[int]) -> list[float]:
+        """Return a text's vector, see `cygnet.generate.embed`; it is read in one piece.
+
+        Raises:
+            UserError: it is empty, too long, or holds ids that the model does not know.
+        """
+        self._check_prompt(token_ids)
+        return embed(self._runner.model, token_ids).tolist()
+
     def _check(self, request: Request) -> None:
-        prompt = request.prompt
+        self._check_prompt(request.prompt)
+        self._check_ids("logit_bias", request.logit_bias)
+
+    def _check_prompt(self, prompt: Sequence[int]) -> None:
         if not len(prompt):
             raise UserError("the prompt is empty: give at least one token")
         if len(prompt) >= self.max_len:
@@ -191,9 +204,11 @@ class Engine:
                 f"the prompt has {len(prompt)} tokens, and the model's context ends at "
                 f"{self.max_len}"
             )
-        for name, ids in (("prompt", prompt), ("logit_bias", request.logit_bias)):
-            if ids and not 0 <= min(ids) <= max(ids) < self._num_outputs:
-                raise UserError(f"{name} holds ids beyond 0 to {self._num_outputs - 1}")
+        self._check_ids("prompt", prompt)
+
+    def _check_ids(self, name: str, ids: Collection[int]) -> None:
+        if ids and not 0 <= min(ids) <= max(ids) < self._num_outputs:
+            raise UserError(f"{name} holds ids beyond 0 to {self._num_outputs - 1}")
 
     def _admit(self) -> None:
         """Give free slots to those that wait, in the order in which they came."""

@@ -44,7 +44,7 @@ class Row:
         self.room = room
         self.draws_per_token = draws_per_token
         self.tokens = list(request.prompt)
-        self.text = TextStream(tokenizer, sampling.stop, request.keep_special)
+        self.text = TextStream(tokenizer, sampling.stop, request.keep_special, request.mark_special)
         self.draws: list[float] = draw_uniform(sampling.seed, draws_per_token * room).tolist()
         self.matcher: Matcher | None = request.grammar.matcher() if request.grammar else None
         self.draft_filled = slot.num_filled
