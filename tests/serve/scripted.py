@@ -50,10 +50,10 @@ class ScriptedServer(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: ScriptedServer
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         if self.path == "/v1/models":
             if self._is_allowed():
                 self._json(200, {"object": "list", "data": self.server.models})
@@ -68,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         self._head(200, headers)
         self.wfile.write(file.read_bytes())
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self._is_allowed():
             return

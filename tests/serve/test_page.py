@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from cygnet.serve.page_files import FOLDER
+from tests.serve.running import running, wait_for
 from tests.serve.scripted import MODEL, Answer, ScriptedServer, scripted
 
 pytest.importorskip("playwright")
-from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 WAIT_MS = 60_000
@@ -60,7 +61,7 @@ class Chat:
         self.page.locator("#message").fill(text)
         self.page.locator("#message").press("Enter")
 
-    def answers(self, state: str = "done", count: int = 1) -> Any:
+    def answers(self, state: str = "done", count: int = 1) -> Locator:
         """Wait for so many answers in this state."""
         found = self.page.locator(f'.answer[data-state="{state}"]')
         expect(found).to_have_count(count)
@@ -97,6 +98,48 @@ def chat(browser: Browser, server: ScriptedServer, options: dict[str, Any]) -> I
 
 def said(body: dict[str, Any]) -> str:
     return body["messages"][-1]["content"]
+
+
+# --- with real models ---------------------------------------------------------------------------
+
+
+def test_a_real_model_is_talked_to_stopped_compared_and_asked_for_its_key(browser, endless):
+    names = (f"one={endless}", f"two={endless}")
+    with running(*names, api_key=("secret",)) as real:
+        context = browser.new_context()
+        chat = Chat(context, f"{real.url}/")
+        assert "script-src 'self'" in chat.page.goto(chat.url).headers["content-security-policy"]
+        chat.page.get_by_label("API key").fill("secret")
+        chat.page.get_by_label("API key").press("Enter")
+        chat.page.keyboard.press("Alt+s")
+        for label, value in (("Longest answer", "30"), ("Seed", "3"), ("Temperature", "1")):
+            chat.page.get_by_role("spinbutton", name=label).fill(value)
+            chat.page.get_by_role("spinbutton", name=label).press("Tab")
+        chat.ask("天鹅 on a lake")
+        figures = chat.answers().locator(".figures")
+        expect(figures).to_contain_text(
+            re.compile(r"\d tokens/s · \d+ tokens · context \d+ of \d+")
+        )
+        first = chat.answers().locator(".prose:visible").inner_text()
+        chat.page.get_by_role("button", name="Regenerate").click()
+        expect(chat.page.locator(".tries")).to_contain_text("2/2")
+        assert chat.answers().locator(".prose:visible").inner_text() == first
+
+        chat.page.get_by_role("button", name="Ask another model the same question").click()
+        chat.page.get_by_role("button", name="Reset").click()
+        chat.ask("and now")
+        for answer in chat.page.locator(".turn").nth(1).locator(".answer").all():
+            expect(answer.locator(".figures")).to_contain_text("tokens/s")
+        chat.page.get_by_role("button", name="Stop").click()
+        expect(chat.page.get_by_role("button", name="Send")).to_be_visible()
+        wait_for(lambda: all(driver.engine.is_idle for driver in real.service.drivers))
+        kept = chat.page.locator("#turns").inner_text()
+        chat.page.reload()
+        expect(chat.page.locator(".answer")).to_have_count(3)
+        expect(chat.page.get_by_role("combobox", name="Model")).to_have_count(2)
+        assert chat.page.locator("#turns").inner_text() == kept
+        context.close()
+        chat.check()
 
 
 # --- a conversation -----------------------------------------------------------------------------
@@ -215,6 +258,11 @@ def test_escape_leaves_a_message_as_it_was(chat, server):
     chat.page.locator("#message").press("ArrowUp")
     field = chat.page.get_by_role("textbox", name="Edit the message")
     field.fill("other")
+    # A new drawing of the page does not take away what is being written.
+    chat.page.keyboard.press("Alt+s")
+    chat.page.get_by_label("Language").select_option("zh")
+    chat.page.get_by_label("语言").select_option("en")
+    expect(field).to_have_value("other")
     field.press("Escape")
     expect(chat.page.locator(".bubble")).to_have_text("one")
     assert len(server.asked) == 1
@@ -276,7 +324,7 @@ def test_stages_side_by_side_each_go_on_from_their_own_answers(chat, server):
         "run/pretrain to one", "run/sft to one", "run/dpo to one",
     ]  # fmt: skip
     assert shown.locator(".stage").all_inner_texts() == ["pretrained", "tuned", "aligned"]
-    tops = [box["y"] for box in map(lambda one: one.bounding_box(), shown.all())]
+    tops = [one.bounding_box()["y"] for one in shown.all()]
     assert len(set(tops)) == 1
     chat.page.get_by_role("button", name="Leave out run/pretrain").click()
     chat.ask("two")
@@ -431,6 +479,19 @@ def test_a_server_that_went_away_is_said_and_can_be_asked_again(chat, server):
     expect(chat.answers()).to_contain_text("Said: a question")
 
 
+def test_what_cannot_be_sent_yet_stays_in_its_field(chat, server):
+    server.models = []
+    chat.page.reload()
+    expect(chat.page.locator("#banner")).to_contain_text("offers no model")
+    chat.ask("early")
+    expect(chat.page.locator("#message")).to_have_value("early")
+    server.models = [MODEL]
+    chat.page.locator("#message").press("Enter")
+    expect(chat.page.locator("#banner")).to_be_empty()
+    chat.page.locator("#message").press("Enter")
+    expect(chat.answers()).to_contain_text("Said: early")
+
+
 def test_the_oldest_turns_make_room_where_the_context_is_short(chat, server):
     too_long = Answer(status=400, error={"message": "", "code": "context_length_exceeded"})
     server.answer = lambda body, _: (
@@ -489,7 +550,7 @@ HOSTILE = [
     '[x](https://evil.example/" onmouseover="window.ran=1) <https://evil.example/">',
     "```html\n<script>window.ran = 1</script>\n```\n```\"><img src=x onerror=window.ran=1>\nx\n```",
     "| <img src=x onerror=window.ran=1> | b |\n|---|---|\n| <script>window.ran = 1</script> | d |",
-    "# <img src=x onerror=window.ran=1>\n> <script>window.ran = 1</script>\n- <b onclick=ran=1>x</b>",
+    "# <img src=x onerror=window.ran=1>\n> <script>window.ran = 1</script>\n- <b onclick=ran()>",
     "</div></article></main><h1>gone</h1><!-- ]]> --> &lt;script&gt; &#x3c;script&#x3e;",
     "\u202eevil\u202c \u0000\u0008\u001b[31m \ufeff\u2028\u2029 z\u0351\u0352\u0353\u0354" * 20,
     "W" * 5000,
@@ -515,7 +576,10 @@ def test_nothing_that_a_model_writes_runs_leaves_or_breaks_the_page(chat, server
         )
         assert not {name for name in names if name.startswith("on") or name == "style"}, text
         assert not scrolls_sideways(chat.page), text
-    assert "<script>window.ran = 1; alert(1)</script>" in chat.page.locator(".answer").first.inner_text()
+    assert (
+        "<script>window.ran = 1; alert(1)</script>"
+        in chat.page.locator(".answer").first.inner_text()
+    )
     chat.page.reload()
     chat.answers(count=len(HOSTILE))
     assert chat.page.evaluate("window.ran") is None
@@ -578,7 +642,7 @@ def test_no_text_makes_the_page_hang(chat, server, name):
 
 DEPTH = """() => {
     let deepest = 0;
-    for (const leaf of document.querySelectorAll('.prose *:not(:has(*))')) {
+    for (const leaf of document.querySelectorAll('.prose *')) {
         let depth = 0;
         for (let node = leaf; node; node = node.parentElement) depth++;
         deepest = Math.max(deepest, depth);
@@ -643,7 +707,10 @@ def test_code_and_answers_are_copied_as_they_were_written(browser, server):
     server.answer = lambda *_: Answer(pieces=["```\na  <b>\n```"])
     chat.ask("one")
     answer = chat.answers()
-    for button, copied in ((answer.locator(".code"), "a  <b>"), (answer.locator(".foot"), "```\na  <b>\n```")):
+    for button, copied in (
+        (answer.locator(".code"), "a  <b>"),
+        (answer.locator(".foot"), "```\na  <b>\n```"),
+    ):
         button.get_by_role("button", name="Copy").click()
         expect(button.locator(".icon-done")).to_be_visible()
         assert chat.page.evaluate("navigator.clipboard.readText()") == copied
@@ -665,10 +732,12 @@ def test_no_file_of_the_page_makes_html_of_text_or_asks_elsewhere():
     assert all('src="/page/' in tag for tag in re.findall("<script[^>]*>", page))
 
 
-# --- how it looks -----------------------------------------------------------------------------------
+# --- how it looks ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"viewport": {"width": 360, "height": 640}, "has_touch": True}])
+@pytest.mark.parametrize(
+    "options", [{"viewport": {"width": 360, "height": 640}, "has_touch": True}]
+)
 def test_a_phone_has_everything_and_scrolls_down_only(chat, server):
     page = chat.page
     server.models = [{**MODEL, "id": f"a-model-with-a-long-name/{i}"} for i in range(3)]
@@ -741,8 +810,9 @@ def test_every_control_has_a_name_and_shows_its_focus(chat, server):
     for _ in range(12):
         page.keyboard.press("Tab")
         outline = page.evaluate(
-            """() => { const node = document.activeElement; const style = getComputedStyle(node);
-                return node.id === 'message' || node === document.body || style.outlineStyle !== 'none'; }"""
+            """() => { const node = document.activeElement;
+                return node.id === 'message' || node === document.body
+                    || getComputedStyle(node).outlineStyle !== 'none'; }"""
         )
         assert outline, page.evaluate("document.activeElement.outerHTML")
     expect(page.get_by_role("status").last).to_contain_text("Said: one")
@@ -779,6 +849,8 @@ def test_reading_above_is_left_alone_while_an_answer_grows(chat, server):
     expect(end).to_be_visible()
     top = chat.page.evaluate("document.getElementById('scroll').scrollTop")
     chat.answers()
-    assert chat.page.evaluate("document.getElementById('scroll').scrollTop") == pytest.approx(top, abs=60)
+    assert chat.page.evaluate("document.getElementById('scroll').scrollTop") == pytest.approx(
+        top, abs=60
+    )
     end.click()
     expect(end).to_be_hidden()

@@ -44,7 +44,7 @@ export class Answering {
     } catch (error) {
       // A page that is being left fails its requests first: it must not live to call that an error.
       if (!controller.signal.aborted) await sleep(LEAVING_MS, controller.signal).catch(() => {});
-      if (controller.signal.aborted) answer.state = "stopped";
+      if (controller.signal.aborted) Object.assign(answer, { state: "stopped", error: null });
       else {
         answer.state = "error";
         const kind = error instanceof ApiError ? error.kind : "server";
@@ -92,7 +92,7 @@ export class Answering {
         answer.state = "streaming";
         answer.firstMs ??= now - began;
         answer.lastMs = now - began;
-        answer.pieces = (answer.pieces ?? 0) + 1;
+        answer.pieces += 1;
       }
       answer.reasoning += delta.reasoning_content ?? "";
       if (delta.content && answer.reasoning) answer.thoughtMs ??= now - began - answer.firstMs;

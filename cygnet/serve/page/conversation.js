@@ -3,7 +3,7 @@
 //
 //   {id, title, isNamed, created, updated, system, models: [name],
 //    turns: [{question, answers: [{model, chosen, tries: [answer]}]}]}
-//   answer: {content, reasoning, state, finish, error, usage, leftOut, firstMs, lastMs, thoughtMs}
+//   answer: {content, reasoning, state, finish, error, usage, leftOut, pieces, firstMs, lastMs, thoughtMs}
 //   state: waiting, streaming, done, stopped, interrupted, error
 
 const TITLE_LENGTH = 60;
@@ -20,7 +20,7 @@ export function newTurn(question, models) {
 
 export function newAnswer() {
   return { content: "", reasoning: "", state: "waiting", finish: null, error: null, usage: null, leftOut: 0,
-           firstMs: null, lastMs: null, thoughtMs: null };
+           pieces: 0, firstMs: null, lastMs: null, thoughtMs: null };
 }
 
 export const isRunning = (answer) => answer.state === "waiting" || answer.state === "streaming";
@@ -51,6 +51,7 @@ export function readConversation(stored) {
     error: answer.error && { kind: text(answer.error.kind), message: text(answer.error.message) },
     usage: readUsage(answer.usage),
     leftOut: number(answer.leftOut),
+    pieces: number(answer.pieces),
     firstMs: numberOrNone(answer.firstMs),
     lastMs: numberOrNone(answer.lastMs),
     thoughtMs: numberOrNone(answer.thoughtMs),

@@ -131,7 +131,8 @@ class Page {
       this.#drawExamples();
     } catch (error) {
       if (error.kind === "key") return this.#enterKey(error.message);
-      const text = error.kind === "away" ? t("errorAway") : `${t("errorServer")} ${error.message}`;
+      const words = { away: "errorAway", busy: "errorBusy" }[error.kind];
+      const text = words ? t(words) : `${t("errorServer")} ${error.message}`;
       this.#banner(text, { label: t("tryAgain"), run: () => this.loadModels() });
       this.retry = setTimeout(() => this.loadModels(), RETRY_MODELS_MS);
     }
@@ -353,7 +354,9 @@ class Page {
     });
     addEventListener("hashchange", () => this.#openFromAddress());
     addEventListener("popstate", () => this.#openFromAddress());
-    addEventListener("pagehide", () => this.current && this.#save(this.current));
+    addEventListener("pagehide", () => {
+      for (const conversation of this.conversations) if (this.answering.isAnswering(conversation)) this.#save(conversation);
+    });
     // Another tab wrote: take over what it did, unless an answer is on its way here.
     addEventListener("storage", (event) => {
       if (event.key !== null && !store.isChatKey(event.key)) return;

@@ -12,6 +12,7 @@ import { t } from "./words.js";
 export class ConversationView {
   #shown = new Map(); // answers -> AnswerView
   #changed = new Set();
+  #edited = new Map(); // turn -> the text in its open editor, which outlives a new drawing
 
   constructor(target, actions) {
     this.target = target;
@@ -55,42 +56,55 @@ export class ConversationView {
 
   #question(turn) {
     const node = element("article", { class: "question", "aria-label": t("you") });
-    const edit = () => node.replaceChildren(...editor(turn.question, show, (text) => this.actions.edit(turn, text)));
+    const send = (text) => {
+      this.#edited.delete(turn);
+      this.actions.edit(turn, text);
+    };
+    const edit = () => {
+      const field = editorField(this.#edited.get(turn) ?? turn.question, show, send);
+      field.addEventListener("input", () => this.#edited.set(turn, field.value));
+      this.#edited.set(turn, field.value);
+      node.replaceChildren(editor(field, show, send));
+      queueMicrotask(() => growField(field));
+      return field;
+    };
     const show = () => {
+      this.#edited.delete(turn);
       const tools = element("div", { class: "tools" }, copyButton(() => turn.question),
-        iconButton("edit", t("edit"), edit, { class: "icon-button edit" }));
+        iconButton("edit", t("edit"), () => edit().focus(), { class: "icon-button edit" }));
       node.replaceChildren(element("div", { class: "bubble", dir: "auto", text: turn.question }), tools);
     };
-    show();
+    if (this.#edited.has(turn)) edit();
+    else show();
     return node;
   }
 }
 
-/** Return the nodes of a field to edit a question in; `send` gets the new one. */
-function editor(question, close, send) {
+/** Return a field to edit a question in; `send` gets the new one. */
+function editorField(question, close, send) {
   const field = element("textarea", { class: "edit-field", "aria-label": t("editMessage"), dir: "auto", rows: "1" });
   field.value = question;
-  const submit = () => {
-    if (field.value.trim()) send(field.value.trim());
-  };
   field.addEventListener("input", () => growField(field));
   field.addEventListener("keydown", (event) => {
     if (isEnter(event)) {
       event.preventDefault();
-      submit();
+      if (field.value.trim()) send(field.value.trim());
     } else if (event.key === "Escape" && !event.isComposing) {
       event.stopPropagation();
       close();
     }
   });
-  queueMicrotask(() => {
-    growField(field);
-    field.focus();
-  });
+  return field;
+}
+
+function editor(field, close, send) {
+  const submit = () => {
+    if (field.value.trim()) send(field.value.trim());
+  };
   const button = (label, click, kind) =>
     element("button", { type: "button", class: `button ${kind}`, text: label, on: { click } });
   const buttons = [button(t("cancel"), close, ""), button(t("sendAgain"), submit, "main")];
-  return [element("div", { class: "editor" }, field, element("div", { class: "editor-buttons" }, ...buttons))];
+  return element("div", { class: "editor" }, field, element("div", { class: "editor-buttons" }, buttons));
 }
 
 /** Whether this is the Enter that sends: not one that ends the typing of a Chinese word. */
@@ -109,7 +123,9 @@ class AnswerView {
     Object.assign(this, { turn, answers, isLast, actions });
     const stage = actions.modelOf(answers.model)?.stage;
     const name = element("h2", { class: "model-name" }, element("span", { text: answers.model }),
-      stage && element("span", { class: `stage stage-${stage}`, text: t(`stage_${stage}`) }));
+      stage && element("span", {
+        class: `stage stage-${stage}`, text: t(`stage_${stage}`), title: stage === "pretrain" && t("onlyContinues"),
+      }));
     const summary = element("summary");
     this.reasoning = element("div", { class: "prose", dir: "auto" });
     this.thinking = element("details", { class: "thinking" }, summary, this.reasoning);
@@ -185,7 +201,8 @@ class AnswerView {
       ["stopped", "interrupted", "cutAtLength"].includes(ending) && t(ending),
       speed !== null && t("speed", { speed: speed < 10 ? speed.toFixed(1) : Math.round(speed) }),
       count !== undefined && t("tokens", { count }),
-      count !== undefined && length && t("context", { used: prompt + count, length }),
+      // Side by side, there is no room for it.
+      count !== undefined && length && this.turn.answers.length === 1 && t("context", { used: prompt + count, length }),
     ];
     const first = answer.firstMs === null ? "?" : (answer.firstMs / 1000).toFixed(2);
     const title = count === undefined ? null : t("usage", { prompt, answer: count, first });
