@@ -77,15 +77,12 @@ def chat(config: ChatConfig) -> None:
     Raises:
         UserError: there is no such model or server, or a setting is out of its range.
     """
-    is_asked = config.prompt is not None or not sys.stdin.isatty()
-    text = config.prompt
-    if text is None and is_asked:
-        text = sys.stdin.read()
-    if text is not None and not text.strip():
-        raise UserError("nothing to answer: give --prompt TEXT, or some text on standard input")
     source, name = _source(config)
     conversation = Conversation(source, config.sampling, config.system)
-    if text is not None:
+    if config.prompt is not None or not sys.stdin.isatty():
+        text = config.prompt if config.prompt is not None else sys.stdin.read()
+        if not text.strip():
+            raise UserError("nothing to answer: give --prompt TEXT, or some text on standard input")
         _show(conversation.answer(text.strip()))
         return
     say(f"{printable(name)}: /help for commands, Ctrl-D to leave")
