@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from cygnet.errors import UserError, require
 from cygnet.text.tokenizer import Tokenizer
+
+WHITE_SPACE = r"(\n {0,32}| )?"
+"""Between the parts of JSON; any at all would let a weak model write it for ever."""
 
 
 class Grammars:
@@ -29,18 +33,23 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._library = require("llguidance", "serve")
         self.vocab_size = tokenizer.vocab_size
+        self._special_ids = tokenizer.special_ids
         wrapped = self._library.TokenizerWrapper(_Vocabulary(tokenizer))
         ends = [tokenizer.im_end_id, tokenizer.eos_id]
         self._ends = sorted({*ends})
         self._tokenizer = self._library.LLTokenizer(wrapped, eos_token=self._ends)
 
     def json_schema(self, schema: Mapping[str, Any] | str) -> Grammar:
-        """Return the grammar of all JSON that a schema allows.
+        """Return the grammar of all JSON that a schema allows, on one line or indented.
 
         Raises:
             UserError: it is no schema, or one that llguidance cannot follow.
         """
-        return self._grammar(self._library.LLMatcher.grammar_from_json_schema, schema, "schema")
+        make = partial(
+            self._library.LLMatcher.grammar_from_json_schema,
+            defaults={"whitespace_pattern": WHITE_SPACE},
+        )
+        return self._grammar(make, schema, "schema")
 
     def json_object(self) -> Grammar:
         """Return the grammar of any JSON object."""
@@ -53,6 +62,35 @@ class Grammars:
             UserError: the pattern is none that llguidance can follow.
         """
         return self._grammar(self._library.LLMatcher.grammar_from_regex, pattern, "pattern")
+
+    def call(self, functions: Mapping[str, Mapping[str, Any]]) -> Grammar:
+        """Return the grammar of a call of one of these functions, as chat templates spell it.
+
+        Args:
+            functions: the JSON schema of each one's arguments, by name.
+
+        Raises:
+            UserError: a schema that llguidance cannot follow, or the tokenizer has no tokens for
+                calls.
+        """
+        ids = [self._special_ids.get(token) for token in ("<tool_call>", "</tool_call>")]
+        if None in ids:
+            raise UserError("tools: this model's tokenizer has no <tool_call>, so it calls nothing")
+        either = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": name}, "arguments": schema},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for name, schema in functions.items()
+        ]
+        # As templates write calls; any white space at all would let a weak model write it for ever.
+        spacing = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        whole = either[0] if len(either) == 1 else {"anyOf": either}
+        spelt = json.dumps({**whole, "x-guidance": spacing})
+        lark = f'start: <[{ids[0]}]> "\\n" call "\\n" <[{ids[1]}]>\ncall: %json {spelt}'
+        return self._grammar(self._library.LLMatcher.grammar_from_lark, lark, "tools")
 
     def _grammar(self, make: Any, source: Mapping[str, Any] | str, name: str) -> Grammar:
         text = source if isinstance(source, str) else json.dumps(source)

@@ -11,13 +11,14 @@ and random numbers come from each request's own seed, one for each token.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from cygnet.errors import UserError
+from cygnet.generate.embed import embed
 from cygnet.generate.quantize import Weights
 from cygnet.generate.request import (
     Answer,
@@ -54,8 +55,8 @@ class Engine:
         chunk_tokens: tokens of prompts that one step reads.
         weights: see `Runner`.
         draft: a smaller model of the same tokenizer that proposes `num_proposals` tokens a step
-            (`Speculation`): the same distribution, from other random numbers. Used while all that
-            run are without penalties, biases, grammars and log-probabilities.
+            (`Speculation`): the same distribution, from other random numbers. A request with
+            penalties, biases, a grammar or log-probabilities takes one token a step, as without it.
 
     Attributes:
         max_len, num_slots: as given.
@@ -181,8 +182,20 @@ class Engine:
         events = self._decode() if self._running else []
         return [*events, *self._prefill()] if self._prefilling else events
 
+    def embed(self, token_ids: Sequence[int]) -> list[float]:
+        """Return a text's vector, see `cygnet.generate.embed`; it is read in one piece.
+
+        Raises:
+            UserError: it is empty, too long, or holds ids that the model does not know.
+        """
+        self._check_prompt(token_ids)
+        return embed(self._runner.model, token_ids).tolist()
+
     def _check(self, request: Request) -> None:
-        prompt = request.prompt
+        self._check_prompt(request.prompt)
+        self._check_ids("logit_bias", request.logit_bias)
+
+    def _check_prompt(self, prompt: Sequence[int]) -> None:
         if not len(prompt):
             raise UserError("the prompt is empty: give at least one token")
         if len(prompt) >= self.max_len:
@@ -190,9 +203,11 @@ class Engine:
                 f"the prompt has {len(prompt)} tokens, and the model's context ends at "
                 f"{self.max_len}"
             )
-        for name, ids in (("prompt", prompt), ("logit_bias", request.logit_bias)):
-            if ids and not 0 <= min(ids) <= max(ids) < self._num_outputs:
-                raise UserError(f"{name} holds ids beyond 0 to {self._num_outputs - 1}")
+        self._check_ids("prompt", prompt)
+
+    def _check_ids(self, name: str, ids: Collection[int]) -> None:
+        if ids and not 0 <= min(ids) <= max(ids) < self._num_outputs:
+            raise UserError(f"{name} holds ids beyond 0 to {self._num_outputs - 1}")
 
     def _admit(self) -> None:
         """Give free slots to those that wait, in the order in which they came."""
@@ -240,7 +255,7 @@ class Engine:
         rows = list(self._running)
         if self._batch is None:
             self._batch = Batch(rows, self._runner.device)
-        if self._speculation and self._batch.may_speculate:
+        if self._speculation and any(row.speculates for row in rows):
             return self._speculate(self._speculation, self._batch)
         tokens = [[row.tokens[-1]] for row in rows]
         logits_RV = self._runner.decode(tokens, [row.slot.num_filled for row in rows])[:, 0]
@@ -249,29 +264,46 @@ class Engine:
         return self._choose(self._batch, logits_RV[:, : self._num_outputs])
 
     def _speculate(self, speculation: Speculation, batch: Batch) -> list[Event]:
-        """Let the draft model propose and the model judge."""
+        """Let the draft model propose and the model judge.
+
+        Rows that take one token a step go along, for what a row gets must not depend on others.
+        """
         rows = batch.rows
         proposals, proposed_RGV = speculation.propose(rows, batch.columns)
         tokens = [[row.tokens[-1], *own] for row, own in zip(rows, proposals, strict=True)]
         logits_RGV = self._runner.decode(tokens, [row.slot.num_filled for row in rows])
-        found = speculation.judge(
-            rows, batch.columns, proposals, proposed_RGV, logits_RGV[..., : self._num_outputs]
-        )
+        logits_RGV = logits_RGV[..., : self._num_outputs]
+        found = speculation.judge(rows, batch.columns, proposals, proposed_RGV, logits_RGV)
+        logprobs: list[list[TokenLogprob]] = [[] for _ in rows]
+        if not all(row.speculates for row in rows):
+            chosen, told = self._chosen(batch, logits_RGV[:, 0])
+            for index, row in enumerate(rows):
+                if not row.speculates:
+                    found[index], logprobs[index] = [chosen[index]], told[index]
         for row, own in zip(rows, found, strict=True):
             row.slot.num_filled += len(own)
             # The draft model has read all proposals but the last.
             row.draft_filled = min(row.draft_filled, row.slot.num_filled)
-        return [self._take(row, own, []) for row, own in zip(rows, found, strict=True)]
+        return [
+            self._take(row, own, own_logprobs)
+            for row, own, own_logprobs in zip(rows, found, logprobs, strict=True)
+        ]
 
     def _choose(self, batch: Batch, logits_RV: Tensor) -> list[Event]:
         """Let each row take its next token; those that are finished leave."""
-        draws = [row.next_draw for row in batch.rows]
-        tokens = batch.choose(logits_RV, draws)
-        logprobs = batch.logprobs(logits_RV, tokens)
+        tokens, logprobs = self._chosen(batch, logits_RV)
         return [
-            self._take(row, [token], [] if logprob is None else [logprob])
-            for row, token, logprob in zip(batch.rows, tokens, logprobs, strict=True)
+            self._take(row, [token], own)
+            for row, token, own in zip(batch.rows, tokens, logprobs, strict=True)
         ]
+
+    def _chosen(
+        self, batch: Batch, logits_RV: Tensor
+    ) -> tuple[list[int], list[list[TokenLogprob]]]:
+        """Return each row's next token, and its log-probability where that is asked for."""
+        tokens = batch.choose(logits_RV, [row.next_draw for row in batch.rows])
+        logprobs = batch.logprobs(logits_RV, tokens)
+        return tokens, [[] if one is None else [one] for one in logprobs]
 
     def _take(self, row: Row, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> Event:
         """Append tokens to a row's answer as far as it goes on; return the event."""

@@ -36,6 +36,9 @@ class Request:
     """Go on where the model would end, to the longest length; for measuring."""
     keep_special: bool = False
     """Leave control tokens such as `<think>` and `<tool_call>` in the text."""
+    mark_special: bool = False
+    """Leave them in the text, and marked, so that they can be told from the same text spelt
+    (`cygnet.generate.text.CONTROL_MARK`)."""
 
 
 @dataclass(frozen=True, slots=True)

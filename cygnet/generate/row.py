@@ -45,7 +45,7 @@ class Row:
         self.room = room
         self.draws_per_token = draws_per_token
         self.tokens = list(request.prompt)
-        self.text = TextStream(tokenizer, sampling.stop, request.keep_special)
+        self.text = TextStream(tokenizer, sampling.stop, request.keep_special, request.mark_special)
         self.draws: list[float] = draw_uniform(sampling.seed, draws_per_token * room).tolist()
         self.matcher: Matcher | None = request.grammar.matcher() if request.grammar else None
         self.draft_filled = slot.num_filled
@@ -63,6 +63,11 @@ class Row:
         """Whether its distribution depends on the logits and its sampling settings alone."""
         bias = self.answer.request.logit_bias
         return self.seen_V is None and self.matcher is None and not bias
+
+    @property
+    def speculates(self) -> bool:
+        """Whether a draft model may propose its tokens."""
+        return self.is_plain and self.answer.request.logprobs is None
 
     @property
     def next_draw(self) -> float:
@@ -96,9 +101,6 @@ class Batch:
         self._chooser = Chooser(samplings, compiled) if compiled else None
         self.is_plain = all(row.is_plain for row in rows)
         self.has_penalties = any(row.seen_V is not None for row in rows)
-        self.may_speculate = self.is_plain and all(
-            row.answer.request.logprobs is None for row in rows
-        )
         self.bias = self._bias()
 
     def choose(self, logits_RV: Tensor, draws_R: Sequence[float]) -> list[int]:

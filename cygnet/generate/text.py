@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from cygnet.text.tokenizer import Tokenizer
 
+CONTROL_MARK = "\ufdd0"
+"""Stands before and behind a control token in marked text; Unicode keeps it for inner use."""
+
 
 class TextStream:
     """The text of one answer.
@@ -17,17 +20,24 @@ class TextStream:
         tokenizer: of the ids.
         stop: texts that end the answer and are no part of it.
         keep_special: leave control tokens in the text.
+        mark_special: leave them in the text between two `CONTROL_MARK`, which ordinary text never
+            holds then; they come whole.
 
     Attributes:
         stopped: a stop text has come.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str] = (), keep_special: bool = False
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        keep_special: bool = False,
+        mark_special: bool = False,
     ) -> None:
         self.stopped = False
         self._tokenizer = tokenizer
         self._stop = stop
+        self._marks = mark_special
         self._skipped = set() if keep_special else set(tokenizer.special_ids.values())
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
@@ -38,8 +48,12 @@ class TextStream:
             # It is no part of the text, and yet a person may name it as a stop.
             spelt = self._tokenizer.token_bytes(token).decode()
             self.stopped = self.stopped or any(stop in spelt for stop in self._stop)
+            if self._marks and not self.stopped:
+                given, self._held = self._held, ""
+                return f"{given}{CONTROL_MARK}{spelt}{CONTROL_MARK}"
         elif not self.stopped:
-            self._held += self._decoder.decode(self._tokenizer.token_bytes(token))
+            decoded = self._decoder.decode(self._tokenizer.token_bytes(token))
+            self._held += decoded.replace(CONTROL_MARK, "\ufffd") if self._marks else decoded
         if self.stopped:
             return ""
         if found := [at for at in map(self._held.find, self._stop) if at >= 0]:

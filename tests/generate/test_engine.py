@@ -258,6 +258,36 @@ def test_a_schema_is_kept(seed: int) -> None:
         assert answer.usage.completion_tokens == 200
 
 
+LEGS = {"name": {"enum": ["swan", "天鹅"]}, "legs": {"type": "array", "items": {"enum": [2, 4]}}}
+NESTED = {
+    "type": "object", "properties": {"bird": {"type": "object", "properties": LEGS}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("indent", [None, 1, 2, 4, 8])
+def test_a_schema_allows_json_on_one_line_and_indented(indent: int | None) -> None:
+    matcher = GRAMMARS.json_schema(NESTED).matcher()
+    value = {"bird": {"name": "天鹅", "legs": [2, 4]}}
+    for token in TOKENIZER.encode(json.dumps(value, indent=indent, ensure_ascii=False)):
+        assert matcher.allowed()[token]
+        matcher.accept(token)
+    assert matcher.allowed()[[TOKENIZER.im_end_id]].all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_white_space_never_goes_on_for_ever(seed: int) -> None:
+    """The model likes nothing better than white space."""
+    spaces = {token: 100.0 for text in (" ", "\n") for token in TOKENIZER.encode(text)}
+    schema = {"type": "object", "properties": {"legs": {"enum": [2, 4]}}, "required": ["legs"],
+              "additionalProperties": False}  # fmt: skip
+    request = Request(
+        prompt=tokens(5), sampling=Sampling(seed=seed, max_new_tokens=300), logit_bias=spaces,
+        grammar=GRAMMARS.json_schema(schema),
+    )  # fmt: skip
+    answer = alone(request)
+    assert answer.finish_reason == "stop" and json.loads(answer.text)["legs"] in (2, 4)
+
+
 def test_a_pattern_is_kept_and_a_wrong_grammar_is_refused() -> None:
     grammar = GRAMMARS.regex("(swan|lake)-[0-9]{3}")
     texts = {
@@ -327,3 +357,126 @@ def test_speculation_keeps_the_models_distribution() -> None:
     assert counts.keys() <= expected.keys()
     squares = sum((counts[ids] - 3000 * p) ** 2 / (3000 * p) for ids, p in expected.items())
     assert squares < 55  # chi-square of 26 degrees of freedom: 99.9 % lie below 54.1
+
+
+def with_draft(num_slots: int = 4) -> Engine:
+    return Engine(MODEL, TOKENIZER, num_slots=num_slots, draft=DRAFT, num_proposals=3)
+
+
+PLAIN = Request(
+    prompt=tokens(20, 5), sampling=Sampling(temperature=0.9, seed=7, max_new_tokens=24),
+    ignore_end=True,
+)  # fmt: skip
+ONE_BY_ONE = [
+    replace(PLAIN, sampling=replace(PLAIN.sampling, repetition_penalty=1.4, max_new_tokens=9)),
+    replace(PLAIN, sampling=replace(PLAIN.sampling, frequency_penalty=0.7, max_new_tokens=5)),
+    replace(PLAIN, logit_bias={40: 3.0, 41: -100.0}),
+    replace(PLAIN, logprobs=2),
+    replace(PLAIN, grammar=GRAMMARS.regex("[a-z]{2,9}")),
+]
+
+
+def test_with_a_draft_model_too_an_answer_is_the_same_in_any_company() -> None:
+    """What may not be speculated goes along one token a step, and changes nobody's answer."""
+    requests = [PLAIN, *ONE_BY_ONE, replace(PLAIN, prompt=tokens(33, 6))]
+    expected = []
+    for request in requests:
+        running = with_draft(1)
+        expected.append(running.submit(request))
+        finish(running)
+    for steps_between in (0, 2):
+        running = with_draft()
+        answers = []
+        for request in requests:
+            answers.append(running.submit(request))
+            for _ in range(steps_between):
+                running.step()
+        finish(running)
+        for answer, own in zip(answers, expected, strict=True):
+            assert answer.token_ids == own.token_ids
+            assert (answer.text, answer.finish_reason) == (own.text, own.finish_reason)
+            assert len(answer.logprobs) == len(own.logprobs)
+
+
+@pytest.mark.parametrize("request_", ONE_BY_ONE)
+def test_what_a_draft_model_may_not_propose_is_what_the_model_alone_writes(
+    request_: Request,
+) -> None:
+    """Greedily, since a draft model takes other random numbers; beside one that speculates."""
+    greedy = replace(request_, sampling=replace(request_.sampling, temperature=0))
+    running = with_draft()
+    beside = running.submit(PLAIN)
+    running.step()
+    answer = running.submit(greedy)
+    lengths = [len(event.token_ids) for event in finish(running) if event.answer is answer]
+    assert max(lengths) == 1 and len(beside.token_ids) == 24
+    expected = alone(greedy)
+    assert answer.token_ids == expected.token_ids
+    for found, own in zip(answer.logprobs, expected.logprobs, strict=True):
+        assert found.logprob == pytest.approx(own.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("draft", [False, True])
+def test_a_prompt_goes_on_from_one_that_was_cancelled(draft: bool) -> None:
+    """Cancelled while its answer came, while its prompt was read, and before."""
+    greedy = Sampling(temperature=0, max_new_tokens=12)
+    for steps in (0, 1, 2, 6, 9):
+        running = Engine(
+            MODEL, TOKENIZER, num_slots=2, chunk_tokens=16, draft=DRAFT if draft else None
+        )
+        other = running.submit(Request(prompt=tokens(9, 1), sampling=greedy))
+        stopped = running.submit(Request(prompt=tokens(70, 2), ignore_end=True))
+        for _ in range(steps):
+            running.step()
+        running.cancel(stopped)
+        assert stopped.finish_reason == "cancelled"
+        prompt = [*stopped.request.prompt, *stopped.token_ids, *tokens(3, 4)]
+        later = running.submit(Request(prompt=prompt, sampling=greedy))
+        finish(running)
+        # A draft model reads a prompt when its first token has come.
+        assert (later.usage.cached_tokens > 0) == (steps > (2 if draft else 0)), steps
+        for answer in (other, later):
+            assert answer.token_ids == alone(answer.request).token_ids
+
+
+def test_a_streamed_text_never_holds_half_a_character() -> None:
+    text = "鹏鲲鵷天🦢é"
+    assert len(TOKENIZER.encode(text)) > len(text)
+    request = Request(prompt=tokens(5), grammar=GRAMMARS.regex(text), sampling=Sampling(seed=1))
+    running = engine()
+    answer = running.submit(request)
+    pieces = [event.text for event in finish(running)]
+    assert "".join(pieces) == answer.text == text
+    assert all(piece in {"", *text} for piece in pieces)
+    # Cut off within a character, that much is told at the end alone.
+    cut = replace(request, sampling=Sampling(seed=1, max_new_tokens=len(answer.token_ids) - 1))
+    running = engine()
+    answer = running.submit(cut)
+    pieces = [event.text for event in finish(running)]
+    assert answer.text == TOKENIZER.decode(answer.token_ids)
+    assert answer.text.startswith(text[:-1]) and "\ufffd" not in "".join(pieces[:-1])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.text("ab天é", min_size=1, max_size=12), st.lists(st.text("ab天é", min_size=1, max_size=4))
+)
+def test_a_stop_text_ends_an_answer_where_it_begins_however_it_is_cut(
+    text: str, stops: list[str]
+) -> None:
+    """The model writes a given text; nothing of the first stop text in it is ever streamed."""
+    sampling = Sampling(seed=1, stop=tuple(stops), max_new_tokens=100)
+    request = Request(prompt=tokens(5), grammar=GRAMMARS.regex(re.escape(text)), sampling=sampling)
+    running = engine()
+    answer = running.submit(request)
+    streamed = "".join(event.text for event in finish(running))
+    begins = [at for at in map(text.find, stops) if at >= 0]
+    assert streamed == answer.text
+    assert answer.finish_reason == "stop"
+    ends = [at + len(stop) for stop in stops if (at := text.find(stop)) >= 0]
+    if begins:
+        # The stop text that is whole first ends it; what came before it in the text is given.
+        assert len(answer.text) in begins and len(answer.text) <= min(ends)
+        assert text.startswith(answer.text)
+    else:
+        assert answer.text == text
