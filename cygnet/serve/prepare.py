@@ -110,9 +110,9 @@ def encode_texts(texts: Texts, field: str, model: Offered, limits: ServeConfig) 
         texts = [texts]
     if not texts:
         raise ApiError(400, f"{field}: empty; give a text", param=field)
-    _check_count(len(texts), field, limits)
     if isinstance(texts[0], int):
         texts = [texts]
+    _check_count(len(texts), field, limits)
     encoded = [
         model.tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts
     ]
