@@ -37,7 +37,7 @@ class ServeConfig:
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Type of the computation; auto takes bf16 where the processor has it in hardware."""
     weights: Literal["float", "int8", "int4"] = "float"
-    """Keep the matrices in 8 or 4 bits (bf16 only): smaller, and a little less exact."""
+    """Keep the matrices in 8 or 4 bits: smaller, and a little less exact."""
     draft: Path | None = None
     """A smaller model of the same tokenizer that proposes tokens (speculative decoding)."""
     yarn_factor: float | None = None
@@ -56,7 +56,9 @@ class ServeConfig:
     max_tokens: int | None = None
     """Longest answer in tokens that a client may ask for; none for as many as the context holds."""
     max_n: int = 16
-    """Most answers, and most prompts or texts to embed, of one request."""
+    """Most answers to all prompts of one request."""
+    max_texts: int = 256
+    """Most texts to embed of one request."""
     max_body_mb: float = 4.0
     """Largest request body."""
     request_s: float = 600.0
@@ -72,8 +74,8 @@ class ServeConfig:
         if not 0 <= self.port <= 65_535:
             raise UserError(f"--port {self.port}: it must be from 0 to 65535")
         above_zero = (
-            "slots", "max_len", "cache_gb", "max_prompt", "max_tokens", "max_n", "max_body_mb",
-            "request_s", "stall_s",
+            "slots", "max_len", "cache_gb", "max_prompt", "max_tokens", "max_n", "max_texts",
+            "max_body_mb", "request_s", "stall_s",
         )  # fmt: skip
         for field in fields(self):
             value = getattr(self, field.name)

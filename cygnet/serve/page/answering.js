@@ -135,7 +135,9 @@ function sleep(ms, signal) {
 export function tokensPerSecond(answer) {
   const tokens = answer.usage?.completion_tokens ?? answer.pieces;
   const seconds = (answer.lastMs - answer.firstMs) / 1000;
-  if (!tokens || tokens < 2 || answer.firstMs === null || seconds <= 0) return null;
+  if (!tokens || tokens < 2 || answer.firstMs === null) return null;
+  // All came at once: then the prompt's time is in it.
+  if (seconds <= 0) return answer.lastMs > 0 ? (1000 * tokens) / answer.lastMs : null;
   // While it streams, a piece is about a token.
   return ((isRunning(answer) ? answer.pieces : tokens) - 1) / seconds;
 }
