@@ -627,7 +627,7 @@ HEAVY = {
     "- ": "- " * SIZE, "|": "|" * SIZE + "\n|" + "-|" * SIZE, "~": "~" * SIZE + "`",
     "~~a": "~~a" * SIZE, "http": "http://." + "." * SIZE + "x", "\\": "\\" * SIZE + "*",
     " ": " " * SIZE + "x" + "\n" * 10 + " " * SIZE, "lines": "a|b\n-\n" * (SIZE // 6),
-    "nested": "".join(" " * i + "- x\n" for i in range(400)), "![": "![a](" * SIZE,
+    "nested": "".join(" " * i + "- x\n" for i in range(400)), "![": "![a](" * SIZE, "deep": "*a _b " * 2000 + "c_ d* " * 2000,
 }  # fmt: skip
 
 
