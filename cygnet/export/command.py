@@ -16,6 +16,7 @@ import tyro
 
 from cygnet import __version__
 from cygnet.errors import UserError
+from cygnet.export.architecture import read_notes
 from cygnet.export.engines import (
     check_ctranslate2,
     check_llama_cpp,
@@ -240,7 +241,7 @@ def import_command(config: ImportCommand) -> None:
     out = config.out or Path("models") / source.resolve().name
     if out.resolve() == source.resolve():
         raise UserError(f"--out {out}: is the folder that is read; give another")
-    if out.exists() and not read_json(out / "config.json").get("cygnet", {}).get("imported_from"):
+    if out.exists() and not read_notes(out).get("imported_from"):
         raise UserError(f"--out {out}: holds something that is no import; give a new folder")
     model, tokenizer = read_folder(source)
     for note in _notes(tokenizer):

@@ -15,7 +15,12 @@ from torch import Tensor
 
 from cygnet.config import ModelConfig
 from cygnet.errors import UserError
-from cygnet.export.architecture import CONFIG_FILE, read_config, transformers_config
+from cygnet.export.architecture import (
+    CONFIG_FILE,
+    read_config,
+    read_notes,
+    transformers_config,
+)
 from cygnet.files import folder_atomic, read_json, write_json
 from cygnet.model.transformer import Transformer
 from cygnet.text.tokenizer import Tokenizer
@@ -173,7 +178,7 @@ def read_folder(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} entries and the model only "
             f"{config.vocab_size}, so they are not of one model"
         )
-    trained_with = read_json(folder / CONFIG_FILE).get("cygnet", {}).get("tokenizer")
+    trained_with = read_notes(folder).get("tokenizer")
     if trained_with not in (None, tokenizer.vocabulary_hash):
         raise UserError(
             f"{folder}: its tokenizer.json is not the one that the model was trained with (the "

@@ -198,6 +198,7 @@ def _nucleus(
     index = torch.arange(looked_at, device=probability_BV.device)
     is_kept = (cumulative - likeliest < top_p_B1 * whole_B1) | (top_p_B1 >= 1)
     is_kept &= index <= last_of_k
+    is_kept[:, 0] = True  # top_p can be so small that its product is zero
     smallest = likeliest.gather(-1, is_kept.sum(-1, keepdim=True) - 1)
     keeps_all = ~has_k & (top_p_B1 >= 1)
     enough = ~is_kept[:, -1:] | has_k | keeps_all | (looked_at == probability_BV.shape[1])

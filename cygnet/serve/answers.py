@@ -17,6 +17,7 @@ from cygnet.serve.offered import Offered
 from cygnet.serve.reading import Call, Piece, Reader
 from cygnet.text.tokenizer import Tokenizer
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 LEAST_LOGPROB = -9999.0
 """OpenAI's way of writing minus infinity, which JSON has not."""
 
@@ -241,7 +242,7 @@ def embeddings(
 
 def compact(value: Any) -> bytes:
     """Return JSON without spaces."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def _head(model: Offered, prefix: str, kind: str) -> dict[str, Any]:

@@ -136,7 +136,12 @@ class Service:
     async def embed(self, body: EmbeddingBody, request: Request) -> Response:
         """Turn texts into vectors: the mean of the model's final hidden states, of length 1."""
         model = self._model(body.model)
-        prompts = await _aside(True, lambda: encode_texts(body.input, "input", model, self.config))
+        prompts = await _aside(
+            True,
+            lambda: encode_texts(
+                body.input, "input", model, self.config.max_texts, self.config.max_prompt
+            ),
+        )
         vectors = []
         for prompt in prompts:
             if await request.is_disconnected():

@@ -21,8 +21,8 @@ from cygnet.generate.engine import Engine
 from cygnet.generate.request import Answer, Event, QueueFull, Request
 from cygnet.serve.errors import ApiError
 
-MAX_CHUNKS_PER_S = 1000.0
-"""Of all streams together; a stream alone gets every token as it comes."""
+MAX_CHUNKS_PER_S = 500.0
+"""Of all streams together, about 50 us of work each; a stream alone gets each token as it comes."""
 Result = TypeVar("Result")
 
 

@@ -16,6 +16,7 @@ from cygnet.generate.request import QueueFull
 
 _FIELD = re.compile(r"([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+(?:\[\d+\])?)*)(?:: | is | holds | has )")
 """How a UserError begins that is about a field."""
+_FIELD_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error",
     429: "rate_limit_error", 500: "server_error", 503: "server_error",
@@ -75,6 +76,8 @@ def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
         code = "context_length_exceeded" if "context ends" in message else None
         param = "messages" if code else found and found[1]
         return ApiError(400, message, param=param, code=code)
+    if isinstance(error, RecursionError):
+        return ApiError(400, "the body is nested too deeply")
     return ApiError(500, "the server made a mistake; its log says which", code="internal_error")
 
 
@@ -94,7 +97,7 @@ def install_handlers(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
-    for kind in (ApiError, UserError, QueueFull, Exception):
+    for kind in (ApiError, UserError, QueueFull, RecursionError, Exception):
         app.add_exception_handler(kind, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
@@ -102,36 +105,40 @@ def install_handlers(app: FastAPI) -> None:
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """Return what the client is told of fields that are not as they must be: the first of them."""
-    first = errors[0]
-    param = _param(first["loc"])
-    told = str(first["msg"])
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is no JSON: {first.get('ctx', {}).get('error', told)}")
-    if first["type"] == "missing" and param is None:
-        return ApiError(400, "the body is empty: send a JSON object with content-type json")
-    message = f"{param}: {told}" if param else told
-    if len(errors) > 1 and first["type"] != "missing":
-        others = [_param(error["loc"]) for error in errors[1:]]
-        if wrong := sorted({other for other in others if other and other != param}):
-            message += f" (wrong too: {', '.join(wrong[:8])})"
+    field = _param(errors[0]["loc"][:2])
+    # Where a field may be of several kinds, each tells what is wrong; the one that got furthest
+    # is meant.
+    own = [error for error in errors if _param(error["loc"][:2]) == field]
+    worst = max(own, key=_depth)
+    param, told = _param(worst["loc"]), str(worst["msg"])
+    if worst["type"] == "json_invalid":
+        reason = worst.get("ctx", {}).get("error", told)
+        return ApiError(400, f"the body is no JSON: {reason}")
+    if param is None:
+        return ApiError(400, "the body must be a JSON object")
+    message = f"{param}: {told}"
+    others = {_param(error["loc"][:2]) for error in errors} - {field}
+    if others and worst["type"] != "missing":
+        message += f" (wrong too: {', '.join(sorted(filter(None, others))[:8])})"
     return ApiError(400, message, param=param, code="invalid_value")
+
+
+def _depth(error: Mapping[str, Any]) -> tuple[int, bool]:
+    is_of_other_kind = error["type"] == "missing" or str(error["type"]).endswith("_type")
+    return len(error["loc"]), not is_of_other_kind
 
 
 def _param(location: Sequence[str | int]) -> str | None:
     """Return `messages[0].content` for a place in the body.
 
-    Where a field may be of several kinds the place goes on with the kind's name, which is cut off.
+    Names of kinds, which the place of a field of several kinds holds too, are left out.
     """
     spelt = ""
     for part in location[1:]:
         if isinstance(part, int):
             spelt += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "int", "float", "bool") and (
-            not part[0].isupper()
-        ):  # fmt: skip
+        elif _FIELD_NAME.fullmatch(part) and part not in ("str", "int", "float", "bool"):
             spelt += f".{part}" if spelt else part
-        else:
-            break
     return spelt or None
 
 

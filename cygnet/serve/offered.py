@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cygnet.errors import UserError
-from cygnet.export.architecture import CONFIG_FILE
+from cygnet.export.architecture import read_notes
 from cygnet.export.huggingface import GENERATION_FILE, WEIGHTS_FILE, find_model, read_folder
 from cygnet.export.model_card import find_run
 from cygnet.files import read_json
@@ -125,7 +125,7 @@ def _of_folder(name: str, path: Path, stages: bool) -> Iterator[Place]:
     folder = find_model(path)
     run = find_run(folder)
     if run is None:
-        origin = read_json(folder / CONFIG_FILE).get("cygnet", {})
+        origin = read_notes(folder)
         yield Place(name, folder, "imported" if origin.get("imported_from") else None)
         return
     inside = [

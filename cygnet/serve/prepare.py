@@ -53,8 +53,8 @@ def prepare_chat(body: ChatBody, model: Offered, limits: ServeConfig) -> Chat:
         raise ApiError(400, f"tools: {model.name} has not learnt to call any", param="tools")
     else:
         prompt = _last_text(body, model)
-    _check_prompt(prompt, "messages", limits)
-    _check_count(body.n or 1, "n", limits)
+    _check_prompt(prompt, "messages", limits.max_prompt)
+    _check_count(body.n or 1, "n", limits.max_n)
     most = body.max_completion_tokens or body.max_tokens
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs: set logprobs to true too", param="top_logprobs")
@@ -85,10 +85,11 @@ def prepare_completion(
         raise ApiError(400, "best_of: cannot be streamed beyond n", param="best_of")
     if body.echo and body.logprobs is not None:
         raise ApiError(400, "echo: not together with logprobs", param="echo")
-    prompts = encode_texts(body.prompt, "prompt", model, limits)
-    _check_count(best_of * len(prompts), "best_of" if body.best_of else "n", limits)
+    prompts = encode_texts(body.prompt, "prompt", model, limits.max_n, limits.max_prompt)
+    _check_count(best_of * len(prompts), "best_of" if body.best_of else "n", limits.max_n)
     logprobs = body.logprobs if best_of == n else body.logprobs or 0
-    sampling = _sampling(body, body.max_tokens or COMPLETION_TOKENS, model, limits)
+    most = body.max_tokens or min(COMPLETION_TOKENS, limits.max_tokens or COMPLETION_TOKENS)
+    sampling = _sampling(body, most, model, limits)
     bias = body.logit_bias or {}
     requests = [
         Request(prompt=prompt, sampling=sampling, logit_bias=bias, logprobs=logprobs)
@@ -97,10 +98,19 @@ def prepare_completion(
     return requests, best_of
 
 
-def encode_texts(texts: Texts, field: str, model: Offered, limits: ServeConfig) -> list[list[int]]:
+def encode_texts(
+    texts: Texts, field: str, model: Offered, most: int, longest: int | None
+) -> list[list[int]]:
     """Return the token ids of one or several texts, which may be ids already.
 
     An empty text is the beginning of a document.
+
+    Args:
+        texts: what the client sent.
+        field: in which field.
+        model: whose tokenizer reads it.
+        most: texts that are allowed.
+        longest: tokens that each may have.
 
     Raises:
         ApiError: too many, or one is too long.
@@ -109,15 +119,15 @@ def encode_texts(texts: Texts, field: str, model: Offered, limits: ServeConfig) 
         texts = [texts]
     if not texts:
         raise ApiError(400, f"{field}: empty; give a text", param=field)
-    _check_count(len(texts), field, limits)
     if isinstance(texts[0], int):
         texts = [texts]
+    _check_count(len(texts), field, most)
     encoded = [
         model.tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts
     ]
     encoded = [ids or [model.tokenizer.eos_id] for ids in encoded]
     for ids in encoded:
-        _check_prompt(ids, field, limits)
+        _check_prompt(ids, field, longest)
     return encoded
 
 
@@ -130,7 +140,7 @@ def num_characters(body: ChatBody | CompletionBody) -> int:
 
 
 def _chat_prompt(body: ChatBody, model: Offered, uses_tools: bool) -> list[int]:
-    messages = [_message(message) for message in body.messages]
+    messages = [_message(message, i) for i, message in enumerate(body.messages)]
     validate(messages, needs_answer=False)
     tools = [tool.model_dump(exclude_unset=True) for tool in body.tools or []]
     return encode_chat(
@@ -149,7 +159,10 @@ def _last_text(body: ChatBody, model: Offered) -> list[int]:
     return model.tokenizer.encode(_content(asked[-1])) or [model.tokenizer.eos_id]
 
 
-def _message(message: Message) -> ChatMessage:
+def _message(message: Message, index: int) -> ChatMessage:
+    if message.content is None and message.role != "assistant":
+        field = f"messages[{index}].content"
+        raise ApiError(400, f"{field}: missing; give the text", param=field)
     role = "system" if message.role == "developer" else message.role
     found: ChatMessage = {"role": role, "content": _content(message)}
     if message.tool_calls:
@@ -225,17 +238,17 @@ def _opens_thinking(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
     return think is not None and last == think
 
 
-def _check_prompt(prompt: Sequence[int], field: str, limits: ServeConfig) -> None:
-    if limits.max_prompt is not None and len(prompt) > limits.max_prompt:
+def _check_prompt(prompt: Sequence[int], field: str, longest: int | None) -> None:
+    if longest is not None and len(prompt) > longest:
         raise ApiError(
-            400, f"{field}: {len(prompt)} tokens, and this server takes {limits.max_prompt}",
+            400, f"{field}: {len(prompt)} tokens, and this server takes {longest}",
             param=field, code="context_length_exceeded",
         )  # fmt: skip
 
 
-def _check_count(count: int, field: str, limits: ServeConfig) -> None:
-    if count > limits.max_n:
+def _check_count(count: int, field: str, most: int) -> None:
+    if count > most:
         raise ApiError(
-            400, f"{field}: {count} asked for, and this server takes {limits.max_n} a request",
+            400, f"{field}: {count} asked for, and this server takes {most} a request",
             param=field,
         )  # fmt: skip

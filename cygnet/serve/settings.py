@@ -57,7 +57,9 @@ class ServeConfig:
     max_tokens: int | None = None
     """Longest answer in tokens that a client may ask for; none for as many as the context holds."""
     max_n: int = 16
-    """Most answers, and most prompts or texts to embed, of one request."""
+    """Most answers to all prompts of one request."""
+    max_texts: int = 256
+    """Most texts to embed of one request."""
     max_body_mb: float = 4.0
     """Largest request body."""
     request_s: float = 600.0
@@ -73,8 +75,8 @@ class ServeConfig:
         if not 0 <= self.port <= 65_535:
             raise UserError(f"--port {self.port}: it must be from 0 to 65535")
         above_zero = (
-            "slots", "max_len", "cache_gb", "max_prompt", "max_tokens", "max_n", "max_body_mb",
-            "request_s", "stall_s",
+            "slots", "max_len", "cache_gb", "max_prompt", "max_tokens", "max_n", "max_texts",
+            "max_body_mb", "request_s", "stall_s",
         )  # fmt: skip
         for field in fields(self):
             value = getattr(self, field.name)

@@ -93,6 +93,14 @@ def test_samples_have_the_models_distribution() -> None:
     torch.testing.assert_close(shares, logits[0].softmax(0), atol=0.01, rtol=0)
 
 
+def test_the_likeliest_token_is_kept_however_small_top_p_is() -> None:
+    logits = torch.randn(1, 400)
+    for top_p in (5e-324, 1e-300, 1e-12):
+        columns = Columns([Sampling(top_p=top_p, temperature=2.0, top_k=2)])
+        draws = torch.full((1,), 0.999, dtype=torch.float64)
+        assert sample(logits, columns, draws) == logits.argmax()
+
+
 def test_temperature_zero_is_greedy_and_a_tiny_one_does_not_overflow() -> None:
     logits = torch.tensor([[1e4, -1e4, 1e4 + 1]])
     draws = torch.tensor([0.999], dtype=torch.float64)

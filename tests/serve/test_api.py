@@ -174,6 +174,10 @@ def test_completions(server: Running) -> None:
         model="swan", prompt=TOKENIZER.encode("a swan"), temperature=0.9, top_p=1, seed=3
     )
     assert prompts[0] + as_ids.choices[0].text == expected[0]
+    many = TOKENIZER.encode("a swan on the lake in the rain" * 3)
+    assert len(many) > server.service.config.max_n, "ids are one prompt, however many"
+    got = server.client.completions.create(model="swan", prompt=many, max_tokens=1)
+    assert got.usage and got.usage.prompt_tokens == len(many)
     streamed = server.client.completions.create(
         model="swan", prompt=prompts, n=2, echo=True, temperature=0.9, top_p=1, seed=3, stream=True
     )
