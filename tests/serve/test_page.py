@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cygnet.messages import parse_messages, validate
 from cygnet.serve.page_files import FOLDER
 from tests.serve.running import running, wait_for
 from tests.serve.scripted import MODEL, Answer, ScriptedServer, scripted
@@ -354,6 +355,7 @@ def test_conversations_are_renamed_saved_deleted_and_brought_back(chat, server):
     assert [json.loads(row)["messages"] for row in rows] == [
         [{"role": "user", "content": "one"}, {"role": "assistant", "content": "Said: one"}]
     ]
+    validate(parse_messages(json.loads(rows[0])))  # ready to be learnt from
     menu.click()
     with chat.page.expect_download() as download:
         chat.page.get_by_role("menuitem", name="Markdown").click()
@@ -628,6 +630,7 @@ HEAVY = {
     "~~a": "~~a" * SIZE, "http": "http://." + "." * SIZE + "x", "\\": "\\" * SIZE + "*",
     " ": " " * SIZE + "x" + "\n" * 10 + " " * SIZE, "lines": "a|b\n-\n" * (SIZE // 6),
     "nested": "".join(" " * i + "- x\n" for i in range(400)), "![": "![a](" * SIZE,
+    "deep": "*a _b " * 2000 + "c_ d* " * 2000,
 }  # fmt: skip
 
 
@@ -678,7 +681,8 @@ if x:
 
 def test_markdown_becomes_the_elements_that_it_names(chat, server):
     # Piece by piece, since a stream must end up as the whole would.
-    server.answer = lambda *_: Answer(pieces=list(MARKDOWN))
+    pieces = [MARKDOWN[i : i + 4] for i in range(0, len(MARKDOWN), 4)]
+    server.answer = lambda *_: Answer(pieces=pieces, pause_s=0.01)
     chat.ask("one")
     chat.answers()
     html = chat.page.locator(".answer > .prose").evaluate("node => node.innerHTML")
@@ -704,12 +708,12 @@ def test_markdown_becomes_the_elements_that_it_names(chat, server):
 def test_code_and_answers_are_copied_as_they_were_written(browser, server):
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     chat = Chat(context, server.url)
-    server.answer = lambda *_: Answer(pieces=["```\na  <b>\n```"])
+    server.answer = lambda *_: Answer(pieces=["```\n  a  <b>\n```"])
     chat.ask("one")
     answer = chat.answers()
     for button, copied in (
-        (answer.locator(".code"), "a  <b>"),
-        (answer.locator(".foot"), "```\na  <b>\n```"),
+        (answer.locator(".code"), "  a  <b>"),
+        (answer.locator(".foot"), "```\n  a  <b>\n```"),
     ):
         button.get_by_role("button", name="Copy").click()
         expect(button.locator(".icon-done")).to_be_visible()

@@ -109,7 +109,8 @@ export function toRows(conversation) {
     const messages = messagesFor(conversation, conversation.turns.length - 1, model);
     const last = conversation.turns.at(-1).answers.find((answers) => answers.model === model);
     if (last && chosen(last).content) messages.push({ role: "assistant", content: chosen(last).content });
-    return JSON.stringify({ messages, model, title: conversation.title });
+    else messages.pop(); // a question without an answer teaches nothing
+    return { messages, model, title: conversation.title };
   });
-  return rows.map((row) => `${row}\n`).join("");
+  return rows.filter((row) => row.messages.at(-1)?.role === "assistant").map((row) => `${JSON.stringify(row)}\n`).join("");
 }

@@ -6,6 +6,7 @@ import { copyButton, element } from "./dom.js";
 
 const MAX_DEPTH = 8; // of quotes and lists in one another
 const MAX_OPEN = 16; // emphasis in emphasis
+const MAX_COLUMNS = 100;
 const MAX_LABEL = 300; // characters of a link's text
 const MAX_URL = 2000;
 
@@ -184,7 +185,7 @@ function table(lines, from) {
   if (!lines[from].includes("|") || !lines[from + 1]?.includes("-")) return null;
   const head = cells(lines[from]);
   const marks = cells(lines[from + 1]);
-  if (marks.length !== head.length || !marks.every((mark) => /^:?-+:?$/.test(mark))) return null;
+  if (head.length > MAX_COLUMNS || marks.length !== head.length || !marks.every((mark) => /^:?-+:?$/.test(mark))) return null;
   let to = from + 2;
   while (to < lines.length && lines[to].includes("|")) to += 1;
   const sides = marks.map((mark) => (mark.endsWith(":") ? (mark[0] === ":" ? "middle" : "right") : null));
