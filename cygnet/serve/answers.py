@@ -18,6 +18,8 @@ from cygnet.serve.offered import Offered
 from cygnet.text.tokenizer import Tokenizer
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""Characters that JSON leaves as they are, and at which some clients cut a stream into lines."""
 LEAST_LOGPROB = -9999.0
 """OpenAI's way of writing minus infinity, which JSON has not."""
 
@@ -242,7 +244,7 @@ def embeddings(
 
 def compact(value: Any) -> bytes:
     """Return JSON without spaces."""
-    return _ENCODER.encode(value).encode()
+    return _ENCODER.encode(value).translate(_LINE_ENDS).encode()
 
 
 def _head(model: Offered, prefix: str, kind: str) -> dict[str, Any]:

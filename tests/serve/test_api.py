@@ -14,6 +14,7 @@ from cygnet.generate.embed import embed
 from cygnet.generate.engine import Engine
 from cygnet.generate.request import Answer, Request, best_of
 from cygnet.generate.sampling import Sampling
+from cygnet.serve.answers import compact
 from cygnet.serve.bodies import ChatBody
 from cygnet.serve.prepare import prepare_chat
 from cygnet.text.chat import encode_chat
@@ -378,3 +379,10 @@ def test_many_streams_at_once_are_each_their_own(server: Running) -> None:
     with ThreadPoolExecutor(10) as pool:
         got = list(pool.map(ask, range(10)))
     assert got == [by_engine(chat_prompt(), **{**DRAWN, "seed": i})[0].text for i in range(10)]
+
+
+def test_no_character_that_ends_a_line_stands_bare() -> None:
+    """Clients cut streams into lines, some of them at every end of a line that Unicode knows."""
+    text = "".join(map(chr, range(0x3000))) + "天鹅"
+    (line,) = compact({"content": text}).decode().splitlines()
+    assert json.loads(line) == {"content": text}
