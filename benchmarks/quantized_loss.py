@@ -1,12 +1,13 @@
 """What 8 and 4 bits cost: bits per byte of held-out documents with each kind of weights.
 
-python -m benchmarks.quantized_loss RUN_OR_MODEL DOCUMENTS.jsonl [--documents 200]
+python benchmarks/quantized_loss.py [--run runs/demo] [--documents 200]
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -31,12 +32,15 @@ def bits_per_byte(model: Transformer, documents: list[list[int]], num_bytes: int
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("model", type=Path)
-    parser.add_argument("documents", type=Path)
-    parser.add_argument("--documents", dest="count", type=int, default=200)
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="of cygnet run")
+    parser.add_argument("--documents", type=int, default=200)
     arguments = parser.parse_args()
-    model, tokenizer = load_folder(arguments.model)
-    texts = [row["text"] for _, row in zip(range(arguments.count), read_jsonl(arguments.documents))]  # noqa: B905
+    folder, file = arguments.run / "pretrain", arguments.run / "data/heldout.jsonl.zst"
+    if not file.exists():
+        print(f"{arguments.run}: no run here; raise a model first (make demo)")
+        return
+    model, tokenizer = load_folder(folder / "model")
+    texts = [row["text"] for row in islice(read_jsonl(file), arguments.documents)]
     # Each document as it is learnt: behind the token that ends the one before, cut at the context.
     whole = [[tokenizer.eos_id, *tokenizer.encode(text)] for text in texts]
     documents = [ids[: model.config.max_position] for ids in whole]

@@ -52,7 +52,7 @@ while True: time.sleep(1)
 
 
 class Load:
-    """What clients saw: tokens of whole answers, times to first tokens, and how often they hung up."""
+    """What clients saw: tokens of whole answers, times to first tokens, answers hung up on."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -120,7 +120,7 @@ def serving(name: str, folder: Path, streams: int) -> Iterator[tuple[int, int]]:
         ]  # fmt: skip
     else:
         file = str(folder / "bf16.gguf")
-        slots, threads = str(streams), str(torch.get_num_threads())
+        threads = str(torch.get_num_threads())
         command = [
             sys.executable,
             "-c",
