@@ -18,7 +18,7 @@ from cygnet.serve.bodies import ChatBody
 from cygnet.serve.prepare import prepare_chat
 from cygnet.text.chat import encode_chat
 from tests.models import SMALL, random_model
-from tests.serve.running import TOKENIZER, Running, running, save
+from tests.serve.running import TOKENIZER, Running, running, save, wait_for
 
 ASKED: list[ChatCompletionMessageParam] = [{"role": "user", "content": "a swan 天鹅?"}]
 DRAWN: dict[str, Any] = {"temperature": 0.9, "top_p": 0.8, "seed": 5, "max_tokens": 24}
@@ -378,3 +378,5 @@ def test_many_streams_at_once_are_each_their_own(server: Running) -> None:
     with ThreadPoolExecutor(10) as pool:
         got = list(pool.map(ask, range(10)))
     assert got == [by_engine(chat_prompt(), **{**DRAWN, "seed": i})[0].text for i in range(10)]
+    wait_for(server.is_quiet)
+    assert not server.service.drivers[0]._owners
