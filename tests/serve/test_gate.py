@@ -8,7 +8,8 @@ import pytest
 from cygnet.errors import UserError
 from cygnet.flags import parse
 from cygnet.serve import command
-from cygnet.serve.page_files import HEADERS
+from cygnet.serve.errors import ApiError
+from cygnet.serve.page_files import HEADERS, page_file
 from cygnet.serve.settings import ServeConfig
 from tests.serve.running import running
 
