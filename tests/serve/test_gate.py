@@ -93,6 +93,8 @@ def test_the_page_is_served_under_a_strict_policy(folder: Path, tmp_path: Path) 
         for path in ("/page/none.js", "/page/..%2fsecret", "/page/../secret", "/page/"):
             got = http.get(path)
             assert got.status_code == 404 and got.text != "no"
+    with pytest.raises(ApiError):
+        page_file(page, "../secret")
 
 
 def announced(config: ServeConfig, address: tuple[str, int]) -> str:
