@@ -33,8 +33,9 @@ export class ConversationView {
   }
 
   #draw() {
-    for (const answers of this.#changed) this.#shown.get(answers)?.draw();
+    const changed = [...this.#changed];
     this.#changed.clear();
+    for (const answers of changed) this.#shown.get(answers)?.draw();
     this.actions.drawn();
   }
 
