@@ -86,7 +86,7 @@ VERBS = {
         "cygnet.serve.command", "ServeConfig", "serve",
         ("cygnet serve runs/demo", "cygnet serve runs/demo --stages",
          "cygnet serve small=runs/demo/sft large=models/Qwen3-0.6B --port 9000",
-         "CYGNET_API_KEY=secret cygnet serve runs/demo --host 0.0.0.0"),
+         "cygnet serve runs/demo --host 0.0.0.0 --api_key_file keys.txt"),
     ),
     "export": Verb(
         "write a model for transformers, llama.cpp, Ollama or MLX, and check it there",

@@ -21,7 +21,7 @@ from cygnet.generate.request import Request as EngineRequest
 from cygnet.serve import answers
 from cygnet.serve.bodies import ChatBody, CompletionBody, EmbeddingBody
 from cygnet.serve.driver import Driver, Job
-from cygnet.serve.errors import ApiError, as_api_error, install_handlers
+from cygnet.serve.errors import ApiError, as_api_error, install_handlers, too_late
 from cygnet.serve.gate import Gate
 from cygnet.serve.metrics import Metrics
 from cygnet.serve.offered import Offered
@@ -73,6 +73,8 @@ class Service:
             keys=config.keys(),
             max_open=sum(engine.num_slots + config.max_queue for engine in engines.values()),
             max_body_bytes=int(config.max_body_mb * 1e6),
+            max_pause_s=config.stall_s,
+            max_seconds=config.request_s,
             note=self._note_request,
         )
         self.app: ASGIApp = self.gate
@@ -111,7 +113,8 @@ class Service:
         """Answer a conversation."""
         model = self._model(body.model)
         self._check_room(model)
-        is_long = num_characters(body) > FEW_CHARACTERS
+        has_schema = body.response_format is not None or bool(body.tools)
+        is_long = has_schema or num_characters(body) > FEW_CHARACTERS
         chat = await _aside(is_long, lambda: prepare_chat(body, model, self.config))
         streams = bool(body.stream)
         job = await self._submit(model, [chat.request], body.n or 1, streams)
@@ -142,12 +145,16 @@ class Service:
                 body.input, "input", model, self.config.max_texts, self.config.max_prompt
             ),
         )
-        vectors = []
-        for prompt in prompts:
-            if await request.is_disconnected():
-                return Response(status_code=400)  # nobody reads it
-            embed = partial(model.driver.engine.embed, prompt)
-            vectors.append(await model.driver.call(embed, takes_long=True))
+        vectors: list[list[float]] = []
+        try:
+            async with asyncio.timeout(self.config.request_s):
+                for prompt in prompts:
+                    if await request.is_disconnected():
+                        return Response()  # nobody reads it
+                    embed = partial(model.driver.engine.embed, prompt)
+                    vectors.append(await model.driver.call(embed, takes_long=True))
+        except TimeoutError:
+            raise too_late() from None
         if body.dimensions not in (None, len(vectors[0])):
             raise ApiError(
                 400, f"dimensions: this model's vectors have {len(vectors[0])}", param="dimensions"

@@ -81,6 +81,12 @@ def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
     return ApiError(500, "the server made a mistake; its log says which", code="internal_error")
 
 
+def too_late() -> ApiError:
+    """Return what the client is told where its time is over and there is nothing to give."""
+    message = "the request's time was over before there was an answer"
+    return ApiError(503, message, code="timeout", retry_after_s=1)
+
+
 def install_handlers(app: FastAPI) -> None:
     """Let every error of an app be answered in OpenAI's shape."""
 

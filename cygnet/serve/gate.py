@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -30,6 +31,7 @@ class Gate:
         keys: one of which a client must send; none lets all in.
         max_open: requests with a body that may be under way at the same time.
         max_body_bytes: of one body.
+        max_pause_s, max_seconds: within which the next part of a body, and all of it, must come.
         note: is told each request's path and status.
 
     Attributes:
@@ -44,6 +46,8 @@ class Gate:
         keys: Sequence[str],
         max_open: int,
         max_body_bytes: int,
+        max_pause_s: float,
+        max_seconds: float,
         note: Callable[[str, int], None],
     ) -> None:
         self.num_open = 0
@@ -53,6 +57,8 @@ class Gate:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
         self._max_open = max_open
         self._max_body_bytes = max_body_bytes
+        self._max_pause_s = max_pause_s
+        self._max_seconds = max_seconds
         self._note = note
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,11 +107,22 @@ class Gate:
             )
         self.num_open += 1
         try:
-            body = await read_body(receive, self._max_body_bytes)
+            body = await self._read_in_time(receive)
             check_text(body)
             await self._app(scope, _replay(body, receive), send)
         finally:
             self.num_open -= 1
+
+    async def _read_in_time(self, receive: Receive) -> bytes:
+        async def next_part() -> Message:
+            async with asyncio.timeout(self._max_pause_s):
+                return await receive()
+
+        try:
+            async with asyncio.timeout(self._max_seconds):
+                return await read_body(next_part, self._max_body_bytes)
+        except TimeoutError:
+            raise ApiError(408, "the body came too slowly", code="timeout") from None
 
     def _check_key(self, header: str) -> None:
         kind, _, key = header.partition(" ")

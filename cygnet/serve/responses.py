@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from cygnet.generate.request import Event
 from cygnet.serve.answers import ChatWriter, CompletionWriter, compact, usage
 from cygnet.serve.driver import ClientLeft, Job, joined
-from cygnet.serve.errors import ApiError
+from cygnet.serve.errors import ApiError, too_late
 
 Writer = ChatWriter | CompletionWriter
 _EVENTS = [
@@ -117,7 +117,4 @@ class JobResponse(Response):
 
 def _refuse_unbegun(job: Job) -> None:
     if all(a.finish_reason == "cancelled" and not a.token_ids for a in job.answers):
-        raise ApiError(
-            503, "the request's time was over before the answer had begun", code="timeout",
-            retry_after_s=1,
-        )  # fmt: skip
+        raise too_late()

@@ -27,14 +27,14 @@ class ServeConfig:
     """Address to serve on; 0.0.0.0 lets other machines in."""
     port: int = 8000
     """Port; 0 takes any that is free."""
-    api_key: tuple[str, ...] = ()
-    """Clients must send one of these keys; other programs of this machine can read a command line,
-    so that CYGNET_API_KEY or --api_key_file is better."""
+    api_key: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A key that clients must send; may be given several times. Other programs of this machine can
+    read a command line, so that CYGNET_API_KEY or --api_key_file is better."""
     api_key_file: Path | None = None
     """File with one key a line."""
-    cors_origin: tuple[str, ...] = ()
-    """Origins whose pages may call the server from a browser, such as https://example.org; * for
-    any. The server's own page needs none."""
+    cors_origin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """An origin whose pages may call the server from a browser, such as https://example.org; * for
+    any; may be given several times. The server's own page needs none."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Type of the computation; auto takes bf16 where the processor has it in hardware."""
     weights: Literal["float", "int8", "int4"] = "float"
@@ -65,7 +65,7 @@ class ServeConfig:
     request_s: float = 600.0
     """Seconds that a request may take; an answer ends there as if it had reached its length."""
     stall_s: float = 30.0
-    """Seconds for which a client may leave what it was sent unread."""
+    """Seconds for which a client may leave what it was sent unread, or its own body unfinished."""
     drain_s: float = 30.0
     """Seconds that running requests get after SIGTERM."""
 

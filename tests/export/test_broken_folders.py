@@ -18,9 +18,7 @@ TOKENIZER = train_tokenizer(TEXTS, 320)
 OTHER = train_tokenizer(["quite another text about geese and ponds and snow"] * 3, 300)
 WORDS = " ".join(map("".join, itertools.product("abcdef", repeat=3)))
 LARGER = train_tokenizer([WORDS] * 2, 400)
-    ["Many more words make many more entries of the vocabulary, see?"] * 9, 340
-)
-WEIGHTS, CONFIG, GENERATION = "model.safetensors", "config.json", "generation_config.json"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def cut(name: str, size: int) -> Callable[[Path], None]:

@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 import pytest
 
 from cygnet.errors import UserError
+from cygnet.flags import parse
 from cygnet.serve import command
-from cygnet.serve.page_files import HEADERS
+from cygnet.serve.errors import ApiError
+from cygnet.serve.page_files import HEADERS, page_file
 from cygnet.serve.settings import ServeConfig
 from tests.serve.running import running
 
@@ -114,3 +116,10 @@ def test_a_door_that_stands_open_is_told() -> None:
     assert "http://[::]:1" in announced(config, ("::", 1))
     kept = ServeConfig(models=("x",), api_key=("k",))
     assert "WARNING" not in announced(kept, ("0.0.0.0", 1))
+
+
+def test_flags_that_may_be_repeated_take_one_value_each() -> None:
+    line = ["--api_key", "a", "--api_key", "b", "--cors_origin", ORIGIN, "one", "two"]
+    config = parse(ServeConfig, line, "cygnet serve", "", ())
+    assert config.models == ("one", "two")
+    assert config.api_key == ("a", "b") and config.cors_origin == (ORIGIN,)

@@ -91,6 +91,19 @@ def test_a_client_that_leaves_while_it_sends_its_body(busy: Running) -> None:
     wait_for(busy.is_quiet)
 
 
+def test_a_body_that_never_comes_is_waited_for_no_longer_than_said(folder: Path) -> None:
+    with running(folder, stall_s=0.5) as server:
+        connection = socket.create_connection(("127.0.0.1", server.port))
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 99\r\n\r\n{"
+        )
+        connection.settimeout(60)
+        assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
+        connection.close()
+        wait_for(server.is_quiet)
+
+
 def test_embeddings_and_new_requests_do_not_wait_for_a_long_answer(busy: Running) -> None:
     held = begin(busy, stream=True)
     wait_for(lambda: counts(busy) == (1, 0))
