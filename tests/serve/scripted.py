@@ -40,6 +40,9 @@ class ScriptedServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer = answer
         self.models = [MODEL]
+        self.models_known = threading.Event()
+        """Until it is set, the question for the models waits."""
+        self.models_known.set()
         self.key = ""
         self.asked: list[dict[str, Any]] = []
         self.dropped = threading.Event()
@@ -55,6 +58,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/v1/models":
+            self.server.models_known.wait(60)
             if self._is_allowed():
                 self._json(200, {"object": "list", "data": self.server.models})
             return

@@ -346,6 +346,9 @@ def test_conversations_are_renamed_saved_deleted_and_brought_back(chat, server):
     chat.page.get_by_role("textbox", name="Title").fill("A/new: name")
     chat.page.keyboard.press("Enter")
     chat.page.reload()
+    server.answer = lambda *_: Answer(status=400, error={"message": "no"})
+    chat.ask("a question without an answer")
+    chat.answers("error")
     menu = chat.page.get_by_role("button", name="More about “A/new: name”")
     menu.click()
     with chat.page.expect_download() as download:
@@ -366,6 +369,7 @@ def test_conversations_are_renamed_saved_deleted_and_brought_back(chat, server):
     assert not any(key.startswith("cygnet.chat.") for key in chat.stored())
     chat.page.get_by_role("button", name="Undo").click()
     expect(chat.answers()).to_contain_text("Said: one")
+    expect(chat.answers("error")).to_have_count(1)
     assert any(key.startswith("cygnet.chat.") for key in chat.stored())
 
 
@@ -377,6 +381,7 @@ def test_what_is_damaged_in_storage_costs_nothing_else_and_stays(chat, server):
     chat.answers()
     stored = {f"cygnet.chat.damaged{i}": text for i, text in enumerate(DAMAGED)}
     whole = json.loads(next(v for k, v in chat.stored().items() if k.startswith("cygnet.chat.")))
+    stored[f"cygnet.chat.{whole['id']}y"] = json.dumps(whole)  # under another's key
     whole["turns"][0]["answers"][0]["chosen"] = 5
     stored[f"cygnet.chat.{whole['id']}x"] = json.dumps({**whole, "id": whole["id"] + "x"})
     stored["cygnet.settings"] = '{"models": {"a": 1}, "sampling": [], "theme": 7, "language": []}'
@@ -384,7 +389,7 @@ def test_what_is_damaged_in_storage_costs_nothing_else_and_stays(chat, server):
     chat.page.evaluate(script, stored)
     chat.page.reload()
     expect(chat.answers()).to_contain_text("Said: whole")
-    expect(chat.page.locator(".damaged")).to_contain_text(f"{len(DAMAGED) + 1} stored")
+    expect(chat.page.locator(".damaged")).to_contain_text(f"{len(stored) - 1} stored")
     chat.ask("more")
     chat.answers(count=2)
     with chat.page.expect_download() as download:
@@ -489,8 +494,16 @@ def test_what_cannot_be_sent_yet_stays_in_its_field(chat, server):
     expect(chat.page.locator("#message")).to_have_value("early")
     server.models = [MODEL]
     chat.page.locator("#message").press("Enter")
+    expect(chat.answers()).to_contain_text("Said: early")
     expect(chat.page.locator("#banner")).to_be_empty()
-    chat.page.locator("#message").press("Enter")
+    expect(chat.page.locator("#message")).to_have_value("")
+
+
+def test_what_is_sent_before_the_models_are_known_waits_for_them(chat, server):
+    server.models_known.clear()
+    chat.page.reload()
+    chat.ask("early")
+    server.models_known.set()
     expect(chat.answers()).to_contain_text("Said: early")
 
 

@@ -232,13 +232,11 @@ class Page {
   // --- asking ---------------------------------------------------------------------------------
 
   /** Send a question; false where it can't be sent, and then it stays where it was typed. */
-  #send(text) {
+  async #send(text) {
     const question = text.trim();
-    if (!question || (this.current && this.answering.isAnswering(this.current))) return false;
-    if (!this.models.chosen.length) {
-      this.loadModels();
-      return false;
-    }
+    if (!question) return false;
+    if (!this.models.chosen.length) await this.loadModels();
+    if (!this.models.chosen.length || (this.current && this.answering.isAnswering(this.current))) return false;
     let conversation = this.current;
     if (!conversation) {
       conversation = newConversation(this.models.chosen, this.system);
@@ -370,10 +368,11 @@ class Page {
     });
   }
 
-  #submit() {
+  async #submit() {
     const field = byId("message");
     const draftId = this.#draftId();
-    if (!this.#send(field.value)) return;
+    const text = field.value;
+    if (!(await this.#send(text)) || field.value !== text) return;
     field.value = "";
     growField(field);
     store.saveDraft(draftId, "");

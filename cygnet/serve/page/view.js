@@ -33,8 +33,9 @@ export class ConversationView {
   }
 
   #draw() {
-    for (const answers of this.#changed) this.#shown.get(answers)?.draw();
+    const changed = [...this.#changed];
     this.#changed.clear();
+    for (const answers of changed) this.#shown.get(answers)?.draw();
     this.actions.drawn();
   }
 
@@ -200,7 +201,7 @@ class AnswerView {
     const parts = [
       ["stopped", "interrupted", "cutAtLength"].includes(ending) && t(ending),
       speed !== null && t("speed", { speed: speed < 10 ? speed.toFixed(1) : Math.round(speed) }),
-      count !== undefined && t("tokens", { count }),
+      count !== undefined && (count === 1 ? t("oneToken") : t("tokens", { count })),
       // Side by side, there is no room for it.
       count !== undefined && length && this.turn.answers.length === 1 && t("context", { used: prompt + count, length }),
     ];

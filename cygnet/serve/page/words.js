@@ -55,6 +55,7 @@ const WORDS = {
   answering: ["Answering…", "正在回答…"],
   answered: ["Answer: {text}", "回答：{text}"],
   tokens: ["{count} tokens", "{count} 个 token"],
+  oneToken: ["1 token", "1 个 token"],
   speed: ["{speed} tokens/s", "{speed} token/秒"],
   context: ["context {used} of {length}", "上下文 {used} / {length}"],
   usage: [
