@@ -128,6 +128,9 @@ def test_a_real_model_is_talked_to_stopped_compared_and_asked_for_its_key(browse
 
         chat.page.get_by_role("button", name="Ask another model the same question").click()
         chat.page.get_by_role("button", name="Reset").click()
+        for label, value in (("Longest answer", "40000"), ("Top-k", "20")):  # it never ends then
+            chat.page.get_by_role("spinbutton", name=label).fill(value)
+            chat.page.get_by_role("spinbutton", name=label).press("Tab")
         chat.ask("and now")
         for answer in chat.page.locator(".turn").nth(1).locator(".answer").all():
             expect(answer.locator(".figures")).to_contain_text("tokens/s")
