@@ -76,10 +76,18 @@ VERBS = {
         ("cygnet eval runs/demo", "cygnet eval runs/demo --num-poems 200"),
     ),
     "chat": Verb(
-        "talk to a model in the terminal",
+        "talk to a model, of this machine or of a server, in the terminal",
         "cygnet.generate.chat", "ChatConfig", "chat",
         ("cygnet chat runs/demo", 'cygnet chat runs/demo --prompt "How do I make pancakes?"',
-         "echo 'What is a comet?' | cygnet chat runs/demo"),
+         "echo 'What is a comet?' | cygnet chat runs/demo",
+         "cygnet chat --url http://127.0.0.1:8000/v1 --model demo"),
+    ),
+    "serve": Verb(
+        "offer models to OpenAI's clients, and a chat page in the browser",
+        "cygnet.serve.command", "ServeConfig", "serve",
+        ("cygnet serve runs/demo", "cygnet serve runs/demo --stages",
+         "cygnet serve small=runs/demo/sft large=models/Qwen3-0.6B --port 9000",
+         "cygnet serve runs/demo --host 0.0.0.0 --api_key_file keys.txt"),
     ),
     "export": Verb(
         "write a model for transformers, llama.cpp, Ollama or MLX, and check it there",

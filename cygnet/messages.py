@@ -99,13 +99,13 @@ def validate(messages: Sequence[Mapping[str, Any]], needs_answer: bool = True) -
             previous == "tool" or (previous == "assistant" and messages[i - 1].get("tool_calls"))
         ):
             raise UserError(f"{where}.role: a tool message must follow the call that it answers")
-        _validate_content(message, where)
+        _validate_content(message, where, needs_answer)
         previous = str(role)
     if needs_answer and not any(message["role"] == "assistant" for message in messages):
         raise UserError("messages: no assistant message; there is nothing to learn from")
 
 
-def _validate_content(message: Mapping[str, Any], where: str) -> None:
+def _validate_content(message: Mapping[str, Any], where: str, needs_answer: bool) -> None:
     content = message.get("content")
     if content is not None and not isinstance(content, str):
         raise UserError(f"{where}.content: {type(content).__name__} given, text wanted")
@@ -121,7 +121,9 @@ def _validate_content(message: Mapping[str, Any], where: str) -> None:
             raise UserError(f"{where}.tool_calls[{i}]: no function name; give name and arguments")
         if "arguments" not in function:
             raise UserError(f"{where}.tool_calls[{i}]: no arguments; give an object, if empty")
-    if message["role"] == "assistant" and not calls and not (content or "").strip():
+    # A model may have had nothing to say: that is history, and nothing to learn from.
+    is_empty = message["role"] == "assistant" and not calls and not (content or "").strip()
+    if needs_answer and is_empty:
         raise UserError(f"{where}.content: empty answer; fill it or drop the conversation")
     if message["role"] == "user" and content is None:
         raise UserError(f"{where}.content: missing; give the user's text")

@@ -29,7 +29,7 @@ from cygnet.evals.report import write_report
 from cygnet.evals.result import EvalConfig
 from cygnet.export.huggingface import find_model, load_folder
 from cygnet.files import folder_atomic, read_json, read_jsonl, sha256_file, write_atomic, write_json
-from cygnet.generate.engine import Generator
+from cygnet.generate.generator import Generator
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say
 from cygnet.stages.dpo import DpoConfig, dpo

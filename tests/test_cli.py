@@ -46,7 +46,8 @@ def test_every_command_explains_itself_with_examples(
 
 @pytest.mark.parametrize("line", [line for verb in cli.VERBS.values() for line in verb.examples])
 def test_every_example_of_the_help_is_understood(line: str) -> None:
-    name, *arguments = shlex.split(line.rpartition("| ")[2])[1:]
+    words = shlex.split(line.rpartition("| ")[2])
+    name, *arguments = words[words.index("cygnet") + 1 :]
     verb = cli.VERBS[name]
     command = getattr(importlib.import_module(verb.module), verb.settings)
     assert isinstance(parse(command, arguments, name, verb.help, verb.examples), command)

@@ -1,9 +1,12 @@
-"""The command lines of docs and examples: every flag exists; the cluster files are well-formed."""
+"""The command lines of docs and examples: every flag exists; the files beside are well-formed."""
 
+import fnmatch
 import importlib
+import json
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,11 @@ import yaml
 
 from cygnet import cli
 from cygnet.flags import parse
+from cygnet.serve.settings import ServeConfig
 
 ROOT = Path(__file__).parent.parent
-CLUSTER = ROOT / "examples/cluster"
+CLUSTER, DOCKER = ROOT / "examples/cluster", ROOT / "examples/docker"
+DOCUMENTS = [ROOT / name for name in ("docs/distributed.md", "docs/serving.md", "README.md")]
 LAUNCH_FILES = {
     path.name: re.findall(r'verb="(\w+)"', path.read_text())[0] for path in ROOT.glob("train_*.py")
 }
@@ -44,7 +49,7 @@ def trainings(line: str) -> list[tuple[str, list[str]]]:
 
 COMMANDS = [
     (path.name, verb, arguments)
-    for path in (ROOT / "docs/distributed.md", CLUSTER / "slurm.sh", ROOT / "README.md")
+    for path in (*DOCUMENTS, CLUSTER / "slurm.sh")
     for line in code_of(path)
     for verb, arguments in trainings(line)
     if verb in cli.VERBS and "--help" not in arguments
@@ -58,7 +63,7 @@ def check_flags(verb: str, arguments: list[str]) -> None:
 
 
 def test_commands_are_found() -> None:
-    assert {name for name, _, _ in COMMANDS} == {"distributed.md", "slurm.sh", "README.md"}
+    assert {name for name, _, _ in COMMANDS} == {*(path.name for path in DOCUMENTS), "slurm.sh"}
     assert len(COMMANDS) > 8
 
 
@@ -100,3 +105,59 @@ def test_the_kubernetes_manifest_starts_a_command_that_exists() -> None:
     assert launcher == "torchrun"
     (place,) = (i for i, word in enumerate(arguments) if word in LAUNCH_FILES)
     check_flags(LAUNCH_FILES[arguments[place]], arguments[place + 1 :])
+
+
+def instructions_of(dockerfile: Path) -> list[tuple[str, str]]:
+    """Return each instruction of a Dockerfile and what follows it on its line."""
+    lines = [line for line in dockerfile.read_text().splitlines() if not line.startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [(line.split(" ", 1)[0], line.split(" ", 1)[1]) for line in joined.splitlines() if line]
+
+
+def test_the_dockerfile_copies_what_there_is_and_starts_a_command_that_exists() -> None:
+    instructions = instructions_of(DOCKER / "Dockerfile")
+    names = [name for name, _ in instructions]
+    assert names[0] == "FROM" and names.count("ENTRYPOINT") == names.count("CMD") == 1
+    assert set(names) <= {
+        "FROM", "RUN", "ARG", "WORKDIR", "COPY", "USER", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT",
+        "CMD",
+    }  # fmt: skip
+    ignored = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+    kept = [line[1:] for line in ignored if line.startswith("!")]
+    copied = []
+    for name, rest in instructions:
+        if name == "COPY":
+            *sources, _ = rest.split()
+            copied += sources
+        if name == "RUN":
+            subprocess.run(["bash", "-n", "-c", rest], check=True)
+        if name == "HEALTHCHECK":
+            program = json.loads(rest[rest.index("[") :])[2]
+            compile(program, "healthcheck", "exec")
+            assert "/healthz" in program
+    for source in copied:
+        assert (ROOT / source).exists(), source
+        assert any(fnmatch.fnmatch(source, pattern) for pattern in kept), source
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    installed = re.findall(r"\.\[(\w+)\]", " ".join(rest for _, rest in instructions))
+    assert installed and set(installed) <= extras["optional-dependencies"].keys()
+    found = {name: json.loads(rest) for name, rest in instructions if name in ("ENTRYPOINT", "CMD")}
+    assert found["ENTRYPOINT"] == ["cygnet", "serve"]
+    check_flags("serve", found["CMD"])
+
+
+def test_the_compose_file_builds_that_image_and_starts_that_command() -> None:
+    (service,) = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"].values()
+    assert set(service) <= {
+        "build", "command", "environment", "volumes", "ports", "stop_grace_period", "restart",
+    }  # fmt: skip
+    context = (DOCKER / service["build"]["context"]).resolve()
+    assert context == ROOT and (context / service["build"]["dockerfile"]).is_file()
+    check_flags("serve", service["command"])
+    assert service["ports"] == ["127.0.0.1:8000:8000"]
+    source, target, mode = service["volumes"][0].split(":")
+    assert (DOCKER / source).resolve() == ROOT / "runs" and mode == "ro"
+    assert service["command"][0].startswith(target)
+    variable = service["environment"]["CYGNET_API_KEY"]
+    assert re.fullmatch(r"\$\{CYGNET_API_KEY:\?[^}]+\}", variable)
+    assert int(service["stop_grace_period"].rstrip("s")) > ServeConfig(models=("a",)).drain_s

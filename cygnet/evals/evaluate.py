@@ -164,7 +164,7 @@ def answer(
 
     The prompts, their order and the seed of each depend on the data and the settings alone.
     """
-    from cygnet.generate.engine import Generator
+    from cygnet.generate.generator import Generator
     from cygnet.generate.sampling import Sampling
 
     asked = [

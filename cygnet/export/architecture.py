@@ -9,6 +9,7 @@ from typing import Any
 
 from cygnet.config import ModelConfig
 from cygnet.errors import UserError
+from cygnet.files import read_json
 from cygnet.text.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
@@ -29,6 +30,8 @@ _KEYS = {
     "tie_word_embeddings": "tie_embeddings",
 }
 """Names in config.json and the names of our own settings; the rotary ones come beside them."""
+_TYPES: dict[str, type] = {"rms_norm_eps": float, "tie_embeddings": bool}
+"""Of what is no whole number."""
 _DEFAULTS = {
     "qwen3": {"head_dim": 128, "num_kv_heads": 32, "max_position": 32768, "rms_norm_eps": 1e-6},
     "qwen2": {"num_kv_heads": 32, "max_position": 32768, "rms_norm_eps": 1e-6},
@@ -129,13 +132,23 @@ def read_config(path: Path) -> ModelConfig:
     settings.setdefault("head_dim", None)
     if missing := [theirs for theirs, ours in _KEYS.items() if ours not in settings]:
         raise UserError(f"{path}: lacks {', '.join(missing)}")
+    for theirs, ours in _KEYS.items():
+        value, wanted = settings[ours], _TYPES.get(ours, int)
+        if value is not None and type(value) not in (wanted, int if wanted is float else wanted):
+            raise UserError(f"{path}: {theirs} is {value!r}; it must be of type {wanted.__name__}")
+    rope = _read_rope(values, path)
     try:
-        return ModelConfig(
-            **settings, **_read_rope(values, path), qk_norm=kind == "qwen3",
-            qkv_bias=kind == "qwen2",
-        )  # fmt: skip
+        return ModelConfig(**settings, **rope, qk_norm=kind == "qwen3", qkv_bias=kind == "qwen2")
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: a value is of the wrong type ({error})") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_notes(folder: Path) -> dict[str, Any]:
+    """Return what Cygnet wrote under its own name into a folder's config.json; {} for none."""
+    notes = read_json(folder / CONFIG_FILE).get("cygnet")
+    return notes if isinstance(notes, dict) else {}
 
 
 def _refuse_unsupported(values: Mapping[str, Any], path: Path) -> None:

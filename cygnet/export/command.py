@@ -16,6 +16,7 @@ import tyro
 
 from cygnet import __version__
 from cygnet.errors import UserError
+from cygnet.export.architecture import read_notes
 from cygnet.export.engines import (
     check_ctranslate2,
     check_llama_cpp,
@@ -66,6 +67,8 @@ class ExportCommand:
     """What other tools show; none takes the name of the run."""
     max_shard_gb: float = 5.0
     """Weights beyond this are cut into several files (hf, mlx-safetensors)."""
+    yarn_factor: float | None = None
+    """Write the model for a context so many times as long, stretched by YaRN without training."""
     verify: bool = True
     """Reload the export in every engine that is installed and compare, before it is done."""
 
@@ -87,7 +90,7 @@ def export_command(config: ExportCommand) -> None:
         )
     name = config.name or _name_of(config.model, source)
     out = config.out or Path("exports") / f"{name}-{config.to}-{kind}"
-    model, tokenizer = read_folder(source)
+    model, tokenizer = read_folder(source, yarn_factor=config.yarn_factor)
     rounded_model = _rounded(model, kind, is_folder)
     with _placed(out, config.to) as folder:
         if is_folder:
@@ -184,6 +187,9 @@ def _checked(folder: Path, probe: Probe, kind: str, is_folder: bool) -> list[Che
     checks = [] if kind == "f32" else [probe.rounding()]
     for module, check in engines.items():
         needed = (module, "transformers") if module == "ctranslate2" else (module,)
+        if module == "ctranslate2" and probe.rounded.config.rope_scaling == "yarn":
+            checks.append(Check(module, "cannot run YaRN", note="not checked"))
+            continue
         is_there = all(installed(package) for package in needed)
         checks += _asked(module, check) if is_there else [missing(module)]
     if not any(check.bound is not None for check in checks):
@@ -240,7 +246,7 @@ def import_command(config: ImportCommand) -> None:
     out = config.out or Path("models") / source.resolve().name
     if out.resolve() == source.resolve():
         raise UserError(f"--out {out}: is the folder that is read; give another")
-    if out.exists() and not read_json(out / "config.json").get("cygnet", {}).get("imported_from"):
+    if out.exists() and not read_notes(out).get("imported_from"):
         raise UserError(f"--out {out}: holds something that is no import; give a new folder")
     model, tokenizer = read_folder(source)
     for note in _notes(tokenizer):

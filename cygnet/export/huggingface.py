@@ -15,8 +15,14 @@ from torch import Tensor
 
 from cygnet.config import ModelConfig
 from cygnet.errors import UserError
-from cygnet.export.architecture import CONFIG_FILE, read_config, transformers_config
+from cygnet.export.architecture import (
+    CONFIG_FILE,
+    read_config,
+    read_notes,
+    transformers_config,
+)
 from cygnet.files import folder_atomic, read_json, write_json
+from cygnet.model.rope import yarn_config
 from cygnet.model.transformer import Transformer
 from cygnet.text.tokenizer import Tokenizer
 
@@ -147,7 +153,7 @@ def find_model(path: Path) -> Path:
 
 
 def load_folder(
-    folder: Path, compute_dtype: torch.dtype = torch.float32
+    folder: Path, compute_dtype: torch.dtype = torch.float32, yarn_factor: float | None = None
 ) -> tuple[Transformer, Tokenizer]:
     """Load a model folder or the last model of a run folder, with weights in float32 on the CPU.
 
@@ -155,15 +161,16 @@ def load_folder(
         folder: written by `save_folder`, or a Qwen3, Qwen2 or Llama of another maker in one
             weights file.
         compute_dtype: the type that the model will compute in.
+        yarn_factor: stretch the context by so much (`cygnet.model.rope.yarn_config`).
 
     Raises:
         UserError: it is no model that Cygnet can run; names the file and what is wrong.
     """
-    return read_folder(find_model(folder), compute_dtype)
+    return read_folder(find_model(folder), compute_dtype, yarn_factor)
 
 
 def read_folder(
-    folder: Path, compute_dtype: torch.dtype = torch.float32
+    folder: Path, compute_dtype: torch.dtype = torch.float32, yarn_factor: float | None = None
 ) -> tuple[Transformer, Tokenizer]:
     """Load a folder as `load_folder` does; its weights may be in several files."""
     tokenizer = Tokenizer.load(folder)
@@ -173,12 +180,14 @@ def read_folder(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} entries and the model only "
             f"{config.vocab_size}, so they are not of one model"
         )
-    trained_with = read_json(folder / CONFIG_FILE).get("cygnet", {}).get("tokenizer")
+    trained_with = read_notes(folder).get("tokenizer")
     if trained_with not in (None, tokenizer.vocabulary_hash):
         raise UserError(
             f"{folder}: its tokenizer.json is not the one that the model was trained with (the "
             f"vocabularies differ); put the right one back"
         )
+    if yarn_factor is not None:
+        config = yarn_config(config, yarn_factor)
     weights = _read_weights(folder, config)
     return Transformer.from_weights(config, weights, compute_dtype), tokenizer
 

@@ -10,7 +10,7 @@ from typing import Any
 from cygnet import __version__
 from cygnet.config import ModelConfig, read_yaml
 from cygnet.corpus import builtin
-from cygnet.export.architecture import ARCHITECTURES, model_type
+from cygnet.export.architecture import ARCHITECTURES, model_type, read_notes
 from cygnet.files import read_json
 
 STAGES = ("pretrain", "sft", "dpo")
@@ -72,7 +72,7 @@ def model_card(
         usage: lines of the chapter "Use".
     """
     run = find_run(model_folder)
-    origin = read_json(model_folder / "config.json").get("cygnet", {}).get("imported_from")
+    origin = read_notes(model_folder).get("imported_from")
     lines = [
         "---", "library_name: transformers", "pipeline_tag: text-generation",
         "tags:", "- cygnet", f"- {model_type(config)}", "---", "",

@@ -1,19 +1,21 @@
-"""`cygnet chat`: talk to a model in the terminal, or through a pipe."""
+"""`cygnet chat`: talk to a model of this machine or of a server, in the terminal or by a pipe."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from cygnet.config import read_yaml
 from cygnet.errors import UserError, nearest, require
+from cygnet.generate.conversation import Conversation, LocalModel, Pieces, Source
 from cygnet.generate.sampling import Sampling
 from cygnet.progress import say
 
@@ -24,8 +26,7 @@ HELP = """\
 /help             this list
 /quit             leave (also Ctrl-D)
 Ctrl-C stops an answer. A line that ends with \\ goes on in the next."""
-MIN_ROOM_TOKENS = 16
-"""An answer has at least this much of the context; old turns make room for half of it."""
+DIM, NOT_DIM = "\x1b[2m", "\x1b[22m"
 _KINDS: dict[str, type] = {
     "temperature": float, "top_p": float, "top_k": int, "min_p": float,
     "repetition_penalty": float, "max_new_tokens": int, "seed": int,
@@ -36,114 +37,70 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, kw_only=True)
 class ChatConfig:
-    """How to talk to a model."""
+    """Whom to talk to, and how."""
 
-    model: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[Path | None] = None
     """Run folder or model folder; of a whole run, the last stage's model is taken."""
+    url: str | None = None
+    """Instead, an OpenAI-compatible server's API, such as http://127.0.0.1:8000/v1."""
+    model: str | None = None
+    """With --url: the server's name of the model; needed where it has several."""
+    api_key: str | None = None
+    """With --url: its key; better in the environment variable CYGNET_API_KEY, since others can read
+    command lines."""
     prompt: str | None = None
     """Answer this and stop."""
     system: str | None = None
     """System prompt."""
+    yarn_factor: float | None = None
+    """Stretch the model's context by so much with YaRN, without training; 4 is usual."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(
         temperature=0.7, top_p=0.9, seed=None
     )
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.url is None):
+            raise UserError(
+                "give a run or model folder, or --url with a server's address"
+                + (", and not both" if self.run else "; see cygnet chat --help")
+            )
+        others = ("yarn_factor",) if self.url else ("model", "api_key")
+        for name in others:
+            if getattr(self, name) is not None:
+                place = "a model folder, not with --url" if self.url else "--url"
+                raise UserError(f"--{name} goes with {place}")
 
 
 def chat(config: ChatConfig) -> None:
     """Answer one prompt, what comes through a pipe, or a person at the terminal.
 
     Raises:
-        UserError: there is no model, or a setting is out of its range.
+        UserError: there is no such model or server, or a setting is out of its range.
     """
-    conversation = Conversation(config.model, config.sampling, config.system)
+    source, name = _source(config)
+    conversation = Conversation(source, config.sampling, config.system)
     if config.prompt is not None or not sys.stdin.isatty():
         text = config.prompt if config.prompt is not None else sys.stdin.read()
         if not text.strip():
             raise UserError("nothing to answer: give --prompt TEXT, or some text on standard input")
-        for piece in conversation.answer(text.strip()):
-            print(printable(piece), end="", flush=True)
-        print()
+        _show(conversation.answer(text.strip()))
         return
-    say(f"{config.model}: /help for commands, Ctrl-D to leave")
-    if _only_pretrained(config.model):
+    say(f"{printable(name)}: /help for commands, Ctrl-D to leave")
+    if source.is_only_pretrained:
         say("this model was pretrained alone: it goes on from a text, and has not learnt to answer")
     _talk(conversation, _line_reader())
 
 
-def _only_pretrained(path: Path) -> bool:
-    from cygnet.export.huggingface import find_model
+def _source(config: ChatConfig) -> tuple[Source, str]:
+    """Return who answers, and its name."""
+    if config.url is not None:
+        from cygnet.generate.remote import KEY_VARIABLE, Server
 
-    settings = find_model(path).parent / "config.yaml"
-    return settings.exists() and read_yaml(settings).get("stage") == "pretrain"
-
-
-class Conversation:
-    """A model, and what has been said so far.
-
-    Args:
-        path: run or model folder.
-        sampling: how answers are drawn.
-        system: system prompt.
-    """
-
-    def __init__(self, path: Path, sampling: Sampling, system: str | None = None) -> None:
-        from cygnet.export.huggingface import load_folder
-        from cygnet.generate.engine import Generator
-
-        model, self.tokenizer = load_folder(path)
-        self.generator = Generator(model, self.tokenizer)
-        self.sampling = sampling
-        self.system = system
-        self.messages: list[dict[str, Any]] = []
-
-    def reset(self) -> None:
-        """Forget what was said; the system prompt stays."""
-        self.messages = []
-
-    def answer(self, text: str) -> Iterator[str]:
-        """Yield the answer piece by piece; afterwards it is part of the conversation.
-
-        Of an answer that is not taken to its end, what was said so far is kept, and nothing of the
-        turn if nothing was. Of a conversation that outgrows the context, the oldest turns are left
-        out, which is said.
-
-        Raises:
-            UserError: the message alone fills the context; the conversation stays as it was.
-        """
-        from cygnet.generate.engine import text_stream
-
-        asked = [*self.messages, {"role": "user", "content": text}]
-        prompt, left_out = self._fitting(asked)
-        if left_out:
-            say(f"(the oldest {left_out} messages no longer fit the context and are left out)")
-            asked = asked[left_out:]
-        said: list[str] = []
-        try:
-            stream = self.generator.stream(prompt, self.sampling)
-            for piece in text_stream(self.tokenizer, stream, self.sampling.stop):
-                said.append(piece)
-                yield piece
-        finally:
-            if said:
-                self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
-
-    def _fitting(self, messages: list[dict[str, Any]]) -> tuple[list[int], int]:
-        """Return the prompt's ids, and how many of the oldest messages were left out."""
-        from cygnet.text.chat import encode_chat
-
-        context = self.generator.context
-        room = min(self.sampling.max_new_tokens, context // 2)
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        for left_out in range(0, len(messages), 2):
-            kept = [*system, *messages[left_out:]]
-            ids = encode_chat(self.tokenizer, kept, add_generation_prompt=True).ids
-            if len(ids) + room <= context:
-                return ids, left_out
-        if len(ids) + MIN_ROOM_TOKENS <= context:
-            return ids, left_out
-        raise UserError(
-            f"that is {len(ids)} tokens, and the model's context holds {context}; say it shorter"
-        )
+        key = config.api_key or os.environ.get(KEY_VARIABLE)
+        server = Server(config.url, config.model, key)
+        return server, f"{server.model} of {server.url}"
+    assert config.run is not None
+    return LocalModel(config.run, config.yarn_factor), str(config.run)
 
 
 def _line_reader() -> Callable[[], str | None]:
@@ -186,12 +143,31 @@ def _talk(conversation: Conversation, read: Callable[[], str | None]) -> None:
 
 
 def _print_answer(conversation: Conversation, text: str) -> None:
+    """Print one answer of a talk, which Ctrl-C stops."""
+    with suppress(KeyboardInterrupt):
+        _show(conversation.answer(text))
+    print()
+
+
+def _show(pieces: Pieces) -> None:
+    """Print an answer as it comes, and what is thought before it dimmed, for people alone."""
+    is_seen = sys.stdout.isatty()
+    has_begun = is_dim = False
     try:
-        for piece in conversation.answer(text):
-            print(printable(piece), end="", flush=True)
+        for piece in pieces:
+            if piece.reasoning and not is_seen:
+                continue
+            if bool(piece.reasoning) != is_dim:
+                print(DIM if piece.reasoning else f"{NOT_DIM}\n\n", end="")
+            has_begun, is_dim = True, bool(piece.reasoning)
+            print(printable(piece.reasoning or piece.content), end="", flush=True)
     except KeyboardInterrupt:
-        print(" …", end="")
-    print("\n")
+        print(" …" if is_seen else "", end="")
+        raise
+    finally:
+        pieces.close()
+        if has_begun:
+            print(NOT_DIM if is_dim else "", flush=True)
 
 
 def printable(text: str) -> str:

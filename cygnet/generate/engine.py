@@ -1,245 +1,355 @@
-"""Prompts to answers: one prefill, then token after token from a cache.
+"""The engine: many requests through one model, which join and leave between steps.
 
-Shapes: B rows, R rows still in the batch, T tokens, V vocabulary.
+A step lets every running request take its next token together (decoding), and those that have
+just come read a chunk of their prompts (prefill), so that a long prompt never keeps the others
+waiting for longer than a chunk takes. One thread calls it; a server drives it from one of its own.
+
+An answer depends on its request alone. The company of other requests changes logits by rounding,
+and random numbers come from each request's own seed, one for each token.
 """
 
 from __future__ import annotations
 
-import codecs
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from cygnet.errors import UserError
-from cygnet.generate.sampling import Sampling, draw_uniform, sample
-from cygnet.model.kv_cache import KVCache
+from cygnet.generate.embed import embed
+from cygnet.generate.quantize import Weights
+from cygnet.generate.request import (
+    Answer,
+    Event,
+    FinishReason,
+    QueueFull,
+    Request,
+    TokenLogprob,
+    Usage,
+)
+from cygnet.generate.row import Batch, Row
+from cygnet.generate.runner import Part, Runner
+from cygnet.generate.slots import SlotTable
+from cygnet.generate.speculative import DRAWS_PER_TOKEN, Speculation
 from cygnet.model.transformer import Transformer
-from cygnet.progress import Advance, progress
 from cygnet.text.tokenizer import Tokenizer
 
-MAX_ROWS = 64
-MAX_CACHE_BYTES = 512 * 2**20
-PREFILL_TOKENS = 256
+CHUNK_TOKENS = 256
 
 
-class Generator:
-    """Answers prompts with a model; it always uses the weights that the model has at that time.
+class Engine:
+    """Answers requests with the weights that the model has when the engine is made.
 
-    An answer ends before `<|im_end|>` or `<|endoftext|>`, behind a stop text, after
-    `max_new_tokens`, or where the context ends.
+    An answer ends before `<|im_end|>` or `<|endoftext|>` and behind a stop text ("stop"), after
+    `max_new_tokens` or where `max_len` ends ("length").
+
+    Args:
+        model: any device.
+        tokenizer: of its ids.
+        num_slots: requests that run at the same time.
+        max_len: tokens that one request may have, prompt and answer; the model's context at most,
+            and that if left out.
+        max_waiting: requests that may wait for a slot; none for any number.
+        chunk_tokens: tokens of prompts that one step reads.
+        weights: see `Runner`.
+        draft: a smaller model of the same tokenizer that proposes `num_proposals` tokens a step
+            (`Speculation`): the same distribution, from other random numbers. A request with
+            penalties, biases, a grammar or log-probabilities takes one token a step, as without it.
+
+    Attributes:
+        max_len, num_slots: as given.
+        num_running, num_waiting: requests with and without a slot.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.context = model.config.max_position
-        self._ends = {tokenizer.im_end_id, tokenizer.eos_id}
-
-    def generate(
+    def __init__(
         self,
-        prompts: Sequence[list[int]],
-        sampling: Sampling,
-        seeds: Sequence[int] | None = None,
-        title: str | None = None,
-    ) -> list[list[int]]:
-        """Return the answer's ids to each prompt, without the token that ended it.
+        model: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        num_slots: int,
+        max_len: int | None = None,
+        max_waiting: int | None = None,
+        chunk_tokens: int = CHUNK_TOKENS,
+        weights: Weights = "float",
+        draft: Transformer | None = None,
+        num_proposals: int = 4,
+    ) -> None:
+        context = model.config.max_position
+        self.max_len = min(max_len or context, context)
+        self.num_slots = num_slots
+        self.tokenizer = tokenizer
+        self._max_waiting = max_waiting
+        self._chunk_tokens = chunk_tokens
+        self._ends = {tokenizer.im_end_id, tokenizer.eos_id}
+        # A model may have more outputs than the tokenizer has entries.
+        self._num_outputs = min(tokenizer.vocab_size, model.config.vocab_size)
+        # Proposals may stand beyond the end of an answer.
+        length = self.max_len + (num_proposals if draft else 0)
+        self._runner = Runner(model, num_slots, length, weights)
+        self._speculation: Speculation | None = None
+        runners = [self._runner]
+        if draft is not None:
+            if draft.config.vocab_size < self._num_outputs:
+                raise UserError("the draft model has a smaller vocabulary than the model")
+            runners.append(Runner(draft, num_slots, length))
+            self._speculation = Speculation(runners[1], num_proposals, self._num_outputs)
+        self._slots = SlotTable(runners, num_slots)
+        self._waiting: deque[Answer] = deque()
+        self._prefilling: list[Row] = []
+        self._running: list[Row] = []  # the row in slot i at index i
+        self._batch: Batch | None = None
 
-        Prompts of similar length go through the model together. An answer depends on its prompt
-        and seed; its company changes logits by rounding alone.
+    @property
+    def num_running(self) -> int:
+        """Requests that have a slot."""
+        return len(self._prefilling) + len(self._running)
 
-        Args:
-            prompts: token ids.
-            sampling: for all prompts.
-            seeds: one for each prompt; left out, they count up from `sampling.seed`.
-            title: shows progress under this name.
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for one."""
+        return len(self._waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a step would do nothing."""
+        return not (self._waiting or self._prefilling or self._running)
+
+    def submit(self, request: Request) -> Answer:
+        """Queue a request and return its handle, which `step` fills.
 
         Raises:
-            UserError: a prompt is empty or fills the context.
+            UserError: the prompt is empty, too long, or holds ids that the model does not know.
+            QueueFull: as many wait as may.
         """
-        for i, prompt in enumerate(prompts):
-            self._check(prompt, f"prompt {i}")
-        draws = []
-        for i, prompt in enumerate(prompts):
-            seed = None if sampling.seed is None else sampling.seed + i
-            seed = seed if seeds is None else seeds[i]
-            draws.append(draw_uniform(seed, self._room(prompt, sampling)))
-        answers: list[list[int]] = [[] for _ in prompts]
-        bar: contextlib.AbstractContextManager[Advance] = (
-            progress(title, len(prompts)) if title else contextlib.nullcontext(lambda *_: None)
-        )
-        with bar as advance:
-            for batch in self._batches(prompts, sampling):
-                steps = self._decode(
-                    [prompts[i] for i in batch],
-                    [draws[i] for i in batch],
-                    [answers[i] for i in batch],
-                    sampling,
+        return self.submit_many(request, 1)[0]
+
+    def submit_many(self, request: Request, n: int) -> list[Answer]:
+        """Queue n answers to one request, of seeds that count up; the prompt is read once.
+
+        Raises:
+            UserError, QueueFull: as `submit`; then none is queued.
+        """
+        self._check(request)
+        if self._max_waiting is not None:
+            room = self._max_waiting + self._slots.num_free - len(self._waiting)
+            if n > room:
+                raise QueueFull(
+                    f"{self._max_waiting} requests wait for a slot already; try again later"
                 )
-                for num_finished in steps:
-                    advance(num_finished)
+        answers = []
+        for i in range(n):
+            seed = request.sampling.seed
+            sampling = replace(request.sampling, seed=None if seed is None else seed + i)
+            one = request if i == 0 else replace(request, sampling=sampling)
+            answers.append(Answer(one, Usage(prompt_tokens=len(request.prompt))))
+        self._waiting.extend(answers)
         return answers
 
-    def stream(self, prompt: list[int], sampling: Sampling) -> Iterator[int]:
-        """Yield the ids that `generate` would return for the one prompt, as they come.
+    def cancel(self, answer: Answer) -> None:
+        """End an answer now and free its slot; an answer that is finished stays as it is."""
+        if answer.finish_reason is not None:
+            return
+        if answer in self._waiting:
+            self._waiting.remove(answer)
+            answer.finish_reason = "cancelled"
+            return
+        row = next(r for r in (*self._prefilling, *self._running) if r.answer is answer)
+        answer.text += row.text.finish()
+        answer.finish_reason = "cancelled"
+        self._leave(row)
+
+    def run(self, request: Request) -> Iterator[Event]:
+        """Yield one request's events until it is finished; others go on meanwhile.
+
+        If the iterator is closed before, the request is cancelled.
 
         Raises:
-            UserError: the prompt is empty or fills the context.
+            UserError, QueueFull: as `submit`.
         """
-        self._check(prompt, "the prompt")
-        draws = draw_uniform(sampling.seed, self._room(prompt, sampling))
-        answer: list[int] = []
-        num_given = 0
-        for _ in self._decode([prompt], [draws], [answer], sampling):
-            yield from answer[num_given:]
-            num_given = len(answer)
-
-    def _check(self, prompt: list[int], name: str) -> None:
-        if not prompt:
-            raise UserError(f"{name} is empty: give at least one token")
-        if len(prompt) >= self.context:
-            raise UserError(
-                f"{name} has {len(prompt)} tokens, and the model's context ends at {self.context}"
-            )
-
-    def _room(self, prompt: list[int], sampling: Sampling) -> int:
-        return min(sampling.max_new_tokens, self.context - len(prompt))
-
-    def _batches(self, prompts: Sequence[list[int]], sampling: Sampling) -> Iterator[list[int]]:
-        """Yield indices of prompts that go together: of similar length, longest first."""
-        config = self.model.config
-        token_bytes = self.model.compute_dtype.itemsize * 2 * config.num_layers
-        token_bytes *= config.num_kv_heads * config.head_size
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        while order:
-            longest = len(prompts[order[0]]) + sampling.max_new_tokens
-            row_bytes = token_bytes * min(longest, 2 * self.context)
-            num_rows = max(1, min(MAX_ROWS, MAX_CACHE_BYTES // row_bytes))
-            yield order[:num_rows]
-            order = order[num_rows:]
+        answer = self.submit(request)
+        try:
+            while answer.finish_reason is None:
+                yield from (event for event in self.step() if event.answer is answer)
+        finally:
+            self.cancel(answer)
 
     @torch.inference_mode()
-    def _decode(
-        self,
-        prompts: list[list[int]],
-        draws: list[Tensor],
-        answers: list[list[int]],
-        sampling: Sampling,
-    ) -> Iterator[int]:
-        """Extend the answers token by token; yield how many of them each step finished."""
-        model = _with_cast_weights(self.model)
-        device = model.output_weight.device
-        tokens_BT, start_B = _left_padded(prompts, self.tokenizer.eos_id, device)
-        width, num_steps = tokens_BT.shape[1], max(map(len, draws))
-        cache = KVCache(model.config, len(prompts), width + num_steps, model.compute_dtype, device)
-        cache.start = start_B
-        for begin in range(0, width, PREFILL_TOKENS):
-            hidden = model(tokens_BT[:, begin : begin + PREFILL_TOKENS], cache=cache)
-        draws_RT = torch.nn.utils.rnn.pad_sequence(draws, batch_first=True).to(device)
-        seen_RV = None
-        if sampling.repetition_penalty != 1:
-            seen_RV = _seen(prompts, self.tokenizer.vocab_size, device)
-        slots = list(range(len(prompts)))  # which answer each row of the batch belongs to
-        unfinished = set(slots)
-        for step in range(num_steps):
-            # A model may have more outputs than the tokenizer has entries.
-            logits_RV = model.logits(hidden[:, -1])[:, : self.tokenizer.vocab_size]
-            next_R = sample(logits_RV, sampling, draws_RT[:, step], seen_RV)
-            num_finished = 0
-            for slot, token in zip(slots, next_R.tolist(), strict=True):
-                if slot in unfinished and self._ends_answer(
-                    answers[slot], token, len(draws[slot]), sampling
-                ):
-                    unfinished.remove(slot)
-                    num_finished += 1
-            yield num_finished
-            if not unfinished:
-                return
-            if len(unfinished) <= 0.75 * len(slots):
-                kept = [row for row, slot in enumerate(slots) if slot in unfinished]
-                slots = [slots[row] for row in kept]
-                rows = torch.tensor(kept, device=device)
-                cache.keep_rows(rows)
-                next_R, draws_RT = next_R[rows], draws_RT[rows]
-                seen_RV = None if seen_RV is None else seen_RV[rows]
-            if seen_RV is not None:
-                seen_RV.scatter_(1, next_R[:, None], True)
-            hidden = model(next_R[:, None], cache=cache)
+    def step(self) -> list[Event]:
+        """Do one iteration and return what it brought, at most one event a request."""
+        self._admit()
+        events = self._decode() if self._running else []
+        return [*events, *self._prefill()] if self._prefilling else events
 
-    def _ends_answer(
-        self, answer: list[int], token: int, max_tokens: int, sampling: Sampling
-    ) -> bool:
-        """Append a token to an answer unless it is an end; say whether the answer is finished."""
-        if token in self._ends:
-            return True
-        answer.append(token)
-        return len(answer) >= max_tokens or any(
-            self._contains(answer, stop.encode()) for stop in sampling.stop
+    def embed(self, token_ids: Sequence[int]) -> list[float]:
+        """Return a text's vector, see `cygnet.generate.embed`; it is read in one piece.
+
+        Raises:
+            UserError: it is empty, too long, or holds ids that the model does not know.
+        """
+        self._check_prompt(token_ids)
+        return embed(self._runner.model, token_ids).tolist()
+
+    def _check(self, request: Request) -> None:
+        self._check_prompt(request.prompt)
+        self._check_ids("logit_bias", request.logit_bias)
+
+    def _check_prompt(self, prompt: Sequence[int]) -> None:
+        if not len(prompt):
+            raise UserError("the prompt is empty: give at least one token")
+        if len(prompt) >= self.max_len:
+            raise UserError(
+                f"the prompt has {len(prompt)} tokens, and the model's context ends at "
+                f"{self.max_len}"
+            )
+        self._check_ids("prompt", prompt)
+
+    def _check_ids(self, name: str, ids: Collection[int]) -> None:
+        if ids and not 0 <= min(ids) <= max(ids) < self._num_outputs:
+            raise UserError(f"{name} holds ids beyond 0 to {self._num_outputs - 1}")
+
+    def _admit(self) -> None:
+        """Give free slots to those that wait, in the order in which they came."""
+        for answer in list(self._waiting):
+            if not self._slots.num_free:
+                return
+            slot = self._slots.take(answer.request.prompt)
+            if slot is None:  # it pays to wait for a beginning that another one reads
+                continue
+            self._waiting.remove(answer)
+            answer.usage.cached_tokens = slot.num_filled
+            room = min(
+                answer.request.sampling.max_new_tokens, self.max_len - len(answer.request.prompt)
+            )
+            draws = DRAWS_PER_TOKEN if self._speculation else 1
+            self._prefilling.append(Row(answer, slot, room, self.tokenizer, draws))
+
+    def _prefill(self) -> list[Event]:
+        """Read a chunk of prompts; those read to their end get their first token."""
+        parts, read, room = [], [], self._chunk_tokens
+        for row in self._prefilling:
+            tokens = row.tokens[row.slot.num_filled :][:room]
+            if not tokens:
+                break
+            parts.append(Part(row.slot.index, row.slot.num_filled, tokens))
+            read.append(row)
+            room -= len(tokens)
+        logits_SV = self._runner.prefill(parts)[:, : self._num_outputs]
+        for row, part in zip(read, parts, strict=True):
+            row.slot.num_filled += len(part.token_ids)
+        begun = [
+            index for index, row in enumerate(read) if row.slot.num_filled == row.prompt_length
+        ]
+        if not begun:
+            return []
+        rows = [read[index] for index in begun]
+        for row in rows:
+            self._prefilling.remove(row)
+            self._slots.move(row.slot, len(self._running))
+            self._running.append(row)
+        self._batch = None
+        return self._choose(Batch(rows, self._runner.device), logits_SV[begun])
+
+    def _decode(self) -> list[Event]:
+        rows = list(self._running)
+        if self._batch is None:
+            self._batch = Batch(rows, self._runner.device)
+        if self._speculation and any(row.speculates for row in rows):
+            return self._speculate(self._speculation, self._batch)
+        tokens = [[row.tokens[-1]] for row in rows]
+        logits_RV = self._runner.decode(tokens, [row.slot.num_filled for row in rows])[:, 0]
+        for row in rows:
+            row.slot.num_filled += 1
+        return self._choose(self._batch, logits_RV[:, : self._num_outputs])
+
+    def _speculate(self, speculation: Speculation, batch: Batch) -> list[Event]:
+        """Let the draft model propose and the model judge.
+
+        Rows that take one token a step go along, for what a row gets must not depend on others.
+        """
+        rows = batch.rows
+        proposals, proposed_RGV = speculation.propose(rows, batch.columns)
+        tokens = [[row.tokens[-1], *own] for row, own in zip(rows, proposals, strict=True)]
+        logits_RGV = self._runner.decode(tokens, [row.slot.num_filled for row in rows])
+        logits_RGV = logits_RGV[..., : self._num_outputs]
+        found = speculation.judge(rows, batch.columns, proposals, proposed_RGV, logits_RGV)
+        logprobs: list[list[TokenLogprob]] = [[] for _ in rows]
+        if not all(row.speculates for row in rows):
+            chosen, told = self._chosen(batch, logits_RGV[:, 0])
+            for index, row in enumerate(rows):
+                if not row.speculates:
+                    found[index], logprobs[index] = [chosen[index]], told[index]
+        for row, own in zip(rows, found, strict=True):
+            row.slot.num_filled += len(own)
+            # The draft model has read all proposals but the last.
+            row.draft_filled = min(row.draft_filled, row.slot.num_filled)
+        return [
+            self._take(row, own, own_logprobs)
+            for row, own, own_logprobs in zip(rows, found, logprobs, strict=True)
+        ]
+
+    def _choose(self, batch: Batch, logits_RV: Tensor) -> list[Event]:
+        """Let each row take its next token; those that are finished leave."""
+        tokens, logprobs = self._chosen(batch, logits_RV)
+        return [
+            self._take(row, [token], own)
+            for row, token, own in zip(batch.rows, tokens, logprobs, strict=True)
+        ]
+
+    def _chosen(
+        self, batch: Batch, logits_RV: Tensor
+    ) -> tuple[list[int], list[list[TokenLogprob]]]:
+        """Return each row's next token, and its log-probability where that is asked for."""
+        tokens = batch.choose(logits_RV, [row.next_draw for row in batch.rows])
+        logprobs = batch.logprobs(logits_RV, tokens)
+        return tokens, [[] if one is None else [one] for one in logprobs]
+
+    def _take(self, row: Row, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> Event:
+        """Append tokens to a row's answer as far as it goes on; return the event."""
+        answer, taken, pieces = row.answer, 0, []
+        for token in tokens:
+            if token in self._ends and not answer.request.ignore_end:
+                answer.finish_reason = "stop"
+                break
+            row.note(token)
+            pieces.append(row.text.push(token))
+            taken += 1
+            answer.finish_reason = self._finish_reason(row)
+            if answer.finish_reason:
+                break
+        if answer.finish_reason:
+            pieces.append(row.text.finish())
+            self._leave(row)
+        text = "".join(pieces)
+        answer.text += text
+        answer.logprobs += logprobs[:taken]
+        answer.logprob_sum += sum(logprob.logprob for logprob in logprobs[:taken])
+        return Event(
+            answer, tuple(tokens[:taken]), text, tuple(logprobs[:taken]), answer.finish_reason
         )
 
-    def _contains(self, answer: list[int], stop: bytes) -> bool:
-        """Say whether the answer's last token completes the stop text."""
-        # A token has at least one byte.
-        return stop in b"".join(map(self.tokenizer.token_bytes, answer[-len(stop) :]))
+    def _finish_reason(self, row: Row) -> FinishReason | None:
+        """Say whether the last token ends the answer, and why."""
+        if row.text.stopped:
+            return "stop"
+        if row.matcher is not None:
+            row.matcher.accept(row.tokens[-1])
+            if row.matcher.is_finished:
+                return "stop"
+        return "length" if len(row.answer.token_ids) >= row.room else None
 
-
-def text_stream(
-    tokenizer: Tokenizer, ids: Iterable[int], stop: Sequence[str] = ()
-) -> Iterator[str]:
-    """Yield the text of ids as they come: never half a character, no control tokens, no stop text.
-
-    Joined, it is `tokenizer.decode(ids, skip_special=True)` up to the first stop text. What may
-    be the beginning of a stop text is held back until that is known.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    special = set(tokenizer.special_ids.values())
-    held = ""
-    for token in ids:
-        if token in special:
-            continue
-        held += decoder.decode(tokenizer.token_bytes(token))
-        if found := [at for at in map(held.find, stop) if at >= 0]:
-            held = held[: min(found)]
-            break
-        num_kept = max((_overlap(held, text) for text in stop), default=0)
-        given, held = held[: len(held) - num_kept], held[len(held) - num_kept :]
-        if given:
-            yield given
-    else:
-        held += decoder.decode(b"", final=True)
-    if held:
-        yield held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return how many characters at the end of the text are the beginning of the stop text."""
-    return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
-
-
-def _with_cast_weights(model: Transformer) -> Transformer:
-    """Return the model with its matrices in the compute dtype, so that no step casts them."""
-    if model.compute_dtype == torch.float32:
-        return model
-    weights = {
-        name: tensor.to(model.compute_dtype) if tensor.ndim == 2 else tensor
-        for name, tensor in model.state_dict().items()
-    }
-    return Transformer.from_weights(model.config, weights, model.compute_dtype)
-
-
-def _left_padded(
-    prompts: list[list[int]], padding: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return the prompts as (B, T) int64 that end together, and where each begins, (B,)."""
-    width = max(map(len, prompts))
-    rows = [[padding] * (width - len(prompt)) + prompt for prompt in prompts]
-    starts = [width - len(prompt) for prompt in prompts]
-    return torch.tensor(rows, device=device), torch.tensor(starts, device=device)
-
-
-def _seen(prompts: list[list[int]], vocab_size: int, device: torch.device) -> Tensor:
-    seen_BV = torch.zeros(len(prompts), vocab_size, dtype=torch.bool, device=device)
-    for row, prompt in enumerate(prompts):
-        seen_BV[row, torch.tensor(prompt, device=device)] = True
-    return seen_BV
+    def _leave(self, row: Row) -> None:
+        """Free a row's slot; the last running row takes its place, so that no gap is left."""
+        if row in self._prefilling:
+            self._prefilling.remove(row)
+        else:
+            index, last = row.slot.index, self._running[-1]
+            self._slots.move(last.slot, index)
+            self._running[index] = last
+            self._running.pop()
+            self._batch = None
+        # Nothing is kept of tokens behind the end, and of what a draft model has not read.
+        read = row.draft_filled if self._speculation else row.slot.num_filled
+        row.slot.num_filled = min(row.slot.num_filled, read, len(row.tokens))
+        self._slots.release(row.slot, row.tokens)

@@ -5,17 +5,42 @@ Shapes: B rows, T tokens, N heads, H head width.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
 from torch import Tensor
 
 from cygnet.config import ModelConfig
+from cygnet.errors import UserError
 
 LLAMA3_FACTORS = (1.0, 4.0)
 """Wavelengths beyond the old context / 1 are stretched, those under the old context / 4 are not."""
 YARN_ROTATIONS = (32.0, 1.0)
 """Dimensions that turn more often within the old context than 32 times stay, under once stretch."""
+
+
+def yarn_config(config: ModelConfig, factor: float) -> ModelConfig:
+    """Return the config of the same weights for a context `factor` times as long, by YaRN.
+
+    Raises:
+        UserError: the factor is not above 1, or the positions are stretched already.
+    """
+    if not 1 < factor < math.inf:
+        raise UserError(f"yarn_factor is {factor:g}: it must be above 1, such as 4")
+    if config.rope_scaling != "none":
+        raise UserError(
+            f"yarn_factor {factor:g}: this model's positions are stretched already, by "
+            f"{config.rope_scaling} {config.rope_factor:g}, to a context of "
+            f"{config.max_position:,}; leave yarn_factor out"
+        )
+    return dataclasses.replace(
+        config,
+        rope_scaling="yarn",
+        rope_factor=factor,
+        rope_original_max_position=config.max_position,
+        max_position=int(config.max_position * factor),
+    )
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:

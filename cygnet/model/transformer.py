@@ -15,15 +15,15 @@ run in float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cygnet.config import ModelConfig
-from cygnet.model.attention import attention, masked_attention
-from cygnet.model.kv_cache import KVCache
+from cygnet.model.attention import attention
+from cygnet.model.kv_cache import CacheView
 from cygnet.model.rope import apply_rope, rope_angles, rope_frequencies, rope_score_scale
 
 
@@ -37,6 +37,16 @@ class Linear(nn.Linear):
         """Map (..., in_features) to (..., out_features)."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+def _joined(parts: Sequence[Linear]) -> Linear:
+    """Return one layer whose output is that of all parts, one behind the other."""
+    with torch.device("meta"):
+        joined = Linear(parts[0].in_features, sum(part.out_features for part in parts))
+    joined.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]))
+    if parts[0].bias is not None:
+        joined.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]))
+    return joined
 
 
 class RMSNorm(nn.Module):
@@ -66,6 +76,8 @@ class Attention(nn.Module):
         self.k_proj = Linear(D, config.num_kv_heads * H, config.qkv_bias)
         self.v_proj = Linear(D, config.num_kv_heads * H, config.qkv_bias)
         self.o_proj = Linear(config.num_heads * H, D)
+        self.widths = [config.num_heads * H, config.num_kv_heads * H, config.num_kv_heads * H]
+        self.qkv_proj: nn.Module | None = None
         if config.qk_norm:
             self.q_norm: nn.Module = RMSNorm(H, config.rms_norm_eps)
             self.k_norm: nn.Module = RMSNorm(H, config.rms_norm_eps)
@@ -78,15 +90,15 @@ class Attention(nn.Module):
         x_BTD: Tensor,
         angles: tuple[Tensor, Tensor],
         document_ids_BT: Tensor | None,
-        cache: KVCache | None,
-        cache_mask: Tensor | None,
+        cache: CacheView | None,
     ) -> Tensor:
         """Return (B, T, D)."""
         B, T, _ = x_BTD.shape
         heads = (B, T, -1, self.head_size)
-        q_BNTH = self.q_norm(self.q_proj(x_BTD).view(heads)).transpose(1, 2)
-        k_BKTH = self.k_norm(self.k_proj(x_BTD).view(heads)).transpose(1, 2)
-        v_BKTH = self.v_proj(x_BTD).view(heads).transpose(1, 2)
+        q, k, v = self._project(x_BTD)
+        q_BNTH = self.q_norm(q.view(heads)).transpose(1, 2)
+        k_BKTH = self.k_norm(k.view(heads)).transpose(1, 2)
+        v_BKTH = v.view(heads).transpose(1, 2)
         q_BNTH = apply_rope(q_BNTH, *angles)
         if self.score_scale != 1:
             q_BNTH = q_BNTH * self.score_scale
@@ -94,10 +106,19 @@ class Attention(nn.Module):
         if cache is None:
             out_BNTH = attention(q_BNTH, k_BKTH, v_BKTH, document_ids_BT)
         else:
-            assert cache_mask is not None
-            keys, values = cache.append(self.layer, k_BKTH, v_BKTH)
-            out_BNTH = masked_attention(q_BNTH, keys, values, cache_mask)
+            out_BNTH = cache.attend(self.layer, q_BNTH, k_BKTH, v_BKTH)
         return self.o_proj(out_BNTH.transpose(1, 2).reshape(B, T, -1))
+
+    def join(self) -> None:
+        """See `Transformer.join_matrices`."""
+        self.qkv_proj = _joined([self.q_proj, self.k_proj, self.v_proj])
+        del self.q_proj, self.k_proj, self.v_proj
+
+    def _project(self, x_BTD: Tensor) -> Sequence[Tensor]:
+        """Return queries, keys and values, each (B, T, heads * H)."""
+        if self.qkv_proj is not None:
+            return self.qkv_proj(x_BTD).split(self.widths, dim=-1)
+        return self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
 
 
 class FeedForward(nn.Module):
@@ -108,10 +129,23 @@ class FeedForward(nn.Module):
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
         self.up_proj = Linear(config.hidden_size, config.intermediate_size)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+        self.gate_up_proj: nn.Module | None = None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return (B, T, D)."""
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        gate, up = self._project(x_BTD)
+        return self.down_proj(F.silu(gate) * up)
+
+    def join(self) -> None:
+        """See `Transformer.join_matrices`."""
+        self.gate_up_proj = _joined([self.gate_proj, self.up_proj])
+        del self.gate_proj, self.up_proj
+
+    def _project(self, x_BTD: Tensor) -> Sequence[Tensor]:
+        """Return gate and up, each (B, T, F)."""
+        if self.gate_up_proj is not None:
+            return self.gate_up_proj(x_BTD).chunk(2, dim=-1)
+        return self.gate_proj(x_BTD), self.up_proj(x_BTD)
 
 
 class Block(nn.Module):
@@ -129,12 +163,11 @@ class Block(nn.Module):
         x_BTD: Tensor,
         angles: tuple[Tensor, Tensor],
         document_ids_BT: Tensor | None = None,
-        cache: KVCache | None = None,
-        cache_mask: Tensor | None = None,
+        cache: CacheView | None = None,
     ) -> Tensor:
         """Return (B, T, D)."""
         normed = self.input_layernorm(x_BTD)
-        x_BTD = x_BTD + self.self_attn(normed, angles, document_ids_BT, cache, cache_mask)
+        x_BTD = x_BTD + self.self_attn(normed, angles, document_ids_BT, cache)
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
 
@@ -189,6 +222,16 @@ class Transformer(nn.Module):
             return self.model.embed_tokens.weight
         return self.lm_head.weight
 
+    def join_matrices(self) -> None:
+        """Join queries, keys and values into one matrix, and gate and up into another.
+
+        Few large products read memory faster than many small ones. For inference alone: the state
+        dict has other names then.
+        """
+        for module in self.modules():
+            if isinstance(module, Attention | FeedForward):
+                module.join()
+
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
         """Draw the weights: embeddings N(0, 0.02), matrices N(0, 1 / sqrt(fan-in)) truncated at
@@ -210,28 +253,24 @@ class Transformer(nn.Module):
         tokens_BT: Tensor,
         positions_BT: Tensor | None = None,
         document_ids_BT: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: CacheView | None = None,
     ) -> Tensor:
         """Return the final hidden states (B, T, D) in the compute dtype.
 
         Args:
             tokens_BT: (B, T) int64.
-            positions_BT: (B, T) position numbers; left out, they count from zero or the cache.
+            positions_BT: (B, T) position numbers; left out, they count from zero.
             document_ids_BT: (B, T) documents of a packed row; attention stays within each.
-            cache: keys and values of earlier tokens; the new ones are appended.
+            cache: where the tokens stand, with the keys and values of earlier ones.
         """
-        mask = None
         if cache is not None:
-            positions_BT = cache.positions(tokens_BT.shape[1])
-            mask = cache.mask(tokens_BT.shape[1])
+            positions_BT = cache.positions
         elif positions_BT is None:
             positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
         angles = rope_angles(positions_BT, self.inverse_frequencies)
         x_BTD = self.model.embed_tokens(tokens_BT).to(self.compute_dtype)
         for block in self.model.layers:
-            x_BTD = block(x_BTD, angles, document_ids_BT, cache, mask)
-        if cache is not None:
-            cache.advance(tokens_BT.shape[1])
+            x_BTD = block(x_BTD, angles, document_ids_BT, cache)
         return self.model.norm(x_BTD)
 
     def logits(self, hidden: Tensor) -> Tensor:

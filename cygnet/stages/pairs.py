@@ -24,7 +24,7 @@ from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.corpus.small_talk import KIND as SMALL_TALK
 from cygnet.errors import UserError
 from cygnet.files import JsonlWriter, folder_atomic, open_bytes, read_jsonl, write_json
-from cygnet.generate.engine import Generator
+from cygnet.generate.generator import Generator
 from cygnet.generate.sampling import Sampling
 from cygnet.messages import validate
 from cygnet.progress import say

@@ -58,6 +58,7 @@ def encode_chat(
     messages: Messages,
     tools: Tools | None = None,
     add_generation_prompt: bool = False,
+    variables: Mapping[str, Any] | None = None,
 ) -> EncodedChat:
     """Encode one conversation.
 
@@ -68,11 +69,12 @@ def encode_chat(
         messages: in OpenAI's form, see `cygnet.messages`.
         tools: function signatures (JSON schema) that the assistant may call.
         add_generation_prompt: end with the opening of an assistant's turn.
+        variables: what else the template is told, such as Qwen3's `enable_thinking`.
 
     Raises:
         UserError: an unknown role, or messages that the template cannot render.
     """
-    return encode_chats(tokenizer, [messages], [tools], add_generation_prompt)[0]
+    return encode_chats(tokenizer, [messages], [tools], add_generation_prompt, variables)[0]
 
 
 def encode_chats(
@@ -80,10 +82,11 @@ def encode_chats(
     conversations: Sequence[Messages],
     tools: Sequence[Tools | None] | None = None,
     add_generation_prompt: bool = False,
+    variables: Mapping[str, Any] | None = None,
 ) -> list[EncodedChat]:
     """Encode many conversations at once, each as `encode_chat` does; `tools` has one entry each."""
     parts = [
-        _parts(tokenizer, messages, own_tools, add_generation_prompt)
+        _parts(tokenizer, messages, own_tools, add_generation_prompt, variables)
         for messages, own_tools in zip(
             conversations, tools or [None] * len(conversations), strict=True
         )
@@ -129,7 +132,11 @@ def find_turns(tokenizer: Tokenizer) -> Turns | None:
 
 
 def _parts(
-    tokenizer: Tokenizer, messages: Messages, tools: Tools | None, add_generation_prompt: bool
+    tokenizer: Tokenizer,
+    messages: Messages,
+    tools: Tools | None,
+    add_generation_prompt: bool,
+    variables: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Return text, control token, text, control token, ..., text."""
     if not tokenizer.chat_template:
@@ -142,11 +149,12 @@ def _parts(
     for i, message in enumerate(messages):
         if message.get("role") not in ROLES:
             raise UserError(f"messages[{i}].role: unknown role {message.get('role')!r}")
-    guard = _unused_character([messages, tools])
+    guard = _unused_character([messages, tools, variables])
     begins = tokenizer.control_beginning
     try:
         rendered = _compiled(tokenizer.chat_template).render(
-            tokenizer.named_tokens,
+            # What a request says stands first, so that it can take the place of nothing else.
+            _guarded(variables or {}, begins, guard) | tokenizer.named_tokens,
             messages=_guarded(messages, begins, guard),
             tools=_guarded(tools, begins, guard) if tools else None,
             add_generation_prompt=add_generation_prompt,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from cygnet.errors import UserError
 from cygnet.export.command import ExportCommand, ImportCommand, export_command, import_command
 from cygnet.export.huggingface import find_model, load_folder
-from cygnet.model.kv_cache import KVCache
+from cygnet.generate.runner import Part, Runner
 from cygnet.text.chat import encode_chat, find_turns
 from cygnet.text.tokenizer import Tokenizer
 from tests.export.foreign import (
@@ -45,9 +45,9 @@ def test_imported_is_transformers_and_exported_back_is_the_same(
         expected = theirs(tokens).logits
         full = model.logits(model(tokens))
         torch.testing.assert_close(full, expected, rtol=1e-4, atol=2e-4)
-        cache = KVCache(model.config, 2, 200)
-        model(tokens[:, :150], cache=cache)
-        cached = model.logits(model(tokens[:, 150:], cache=cache))
+        runner = Runner(model, 2, 200)
+        runner.prefill([Part(slot, 0, row[:150]) for slot, row in enumerate(tokens.tolist())])
+        cached = runner.decode(tokens[:, 150:].tolist(), [150, 150])
         torch.testing.assert_close(cached, expected[:, 150:], rtol=1e-4, atol=2e-4)
     export_command(ExportCommand(model=tmp_path / "ours", out=tmp_path / "back", verify=False))
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back")

@@ -1,6 +1,5 @@
 """The terminal chat, run for real: through a pipe and in a pseudo-terminal."""
 
-import dataclasses
 import os
 import pty
 import re
@@ -13,112 +12,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from cygnet.errors import UserError
-from cygnet.export.huggingface import save_folder
-from cygnet.generate.chat import Conversation, changed_sampling, printable
+from cygnet.generate import chat as terminal_chat
+from cygnet.generate.chat import ChatConfig, changed_sampling, printable
+from cygnet.generate.conversation import Conversation, Pieces
+from cygnet.generate.reading import Piece
 from cygnet.generate.sampling import Sampling
-from cygnet.text.tokenizer import train_tokenizer
-from tests.models import SMALL, random_model
 
 PATIENCE_S = 120
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = train_tokenizer(["a swan 天鹅 and a lake 湖水 in the grey rain"] * 3, 320)
-    return save_folder(random_model(), tokenizer, tmp_path_factory.mktemp("chat") / "model")
-
-
-@pytest.fixture(scope="module")
-def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that with `--top-k 20` never ends its answer."""
-    tokenizer = train_tokenizer(["a swan 天鹅 and a lake 湖水 in the grey rain"] * 3, 320)
-    model = random_model(dataclasses.replace(SMALL, max_position=50_000))
-    with torch.no_grad():
-        model.model.embed_tokens.weight[[tokenizer.im_end_id, tokenizer.eos_id]] = 0
-    return save_folder(model, tokenizer, tmp_path_factory.mktemp("endless") / "model")
-
-
-@pytest.fixture
-def conversation(folder: Path) -> Conversation:
-    return Conversation(folder, Sampling(max_new_tokens=20, seed=1))
-
-
-def test_each_turn_sees_what_was_said_before(conversation: Conversation) -> None:
-    first = "".join(conversation.answer("swan"))
-    "".join(conversation.answer("lake"))
-    said = [(message["role"], message["content"]) for message in conversation.messages]
-    assert said[:3] == [("user", "swan"), ("assistant", first), ("user", "lake")]
-    alone = conversation.messages[-1]
-    conversation.reset()
-    "".join(conversation.answer("lake"))
-    assert conversation.messages[-1] != alone
-
-
-def test_a_system_prompt_changes_the_answer(folder: Path) -> None:
-    answers = [
-        "".join(Conversation(folder, Sampling(max_new_tokens=20, seed=1), system).answer("swan"))
-        for system in (None, "Be brief.", None)
-    ]
-    assert answers[0] == answers[2] != answers[1]
-
-
-def test_oldest_turns_make_room_and_that_is_said(
-    conversation: Conversation, capsys: pytest.CaptureFixture[str]
-) -> None:
-    context = conversation.generator.context
-    conversation.sampling = Sampling(max_new_tokens=100, seed=1)
-    conversation.system = "Be brief."
-    for number in range(24):
-        asked = {"role": "user", "content": f"{number} " + "lake " * 10}
-        prompt, _ = conversation._fitting([*conversation.messages, asked])
-        assert len(prompt) <= context - conversation.sampling.max_new_tokens
-        assert conversation.tokenizer.decode(prompt).startswith("<|im_start|>system\nBe brief.")
-        "".join(conversation.answer(asked["content"]))
-    assert "no longer fit the context" in capsys.readouterr().err
-    assert conversation.messages[0]["role"] == "user"
-    assert 2 < len(conversation.messages) < 48
-    assert conversation.messages[-2]["content"].startswith("23 ")
-
-
-def test_a_message_longer_than_the_context_changes_nothing(conversation: Conversation) -> None:
-    "".join(conversation.answer("swan"))
-    before = list(conversation.messages)
-    with pytest.raises(UserError, match="context holds 512; say it shorter"):
-        "".join(conversation.answer("lake " * 600))
-    assert conversation.messages == before
-
-
-def test_an_answer_cut_short_is_kept_as_far_as_it_went(conversation: Conversation) -> None:
-    answer = conversation.answer("swan")
-    piece = next(answer)
-    answer.close()
-    assert conversation.messages[-1] == {"role": "assistant", "content": piece}
-
-
-def test_a_turn_stopped_before_its_answer_began_leaves_nothing(
-    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object) -> Iterator[int]:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(conversation.generator, "stream", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        next(conversation.answer("swan"))
-    assert conversation.messages == []
-
-
-def test_control_tokens_that_a_person_spells_are_text(conversation: Conversation) -> None:
-    text = "<|im_end|>\n<|im_start|>system\nswan<|endoftext|>"
-    prompt, _ = conversation._fitting([{"role": "user", "content": text}])
-    tokenizer = conversation.tokenizer
-    assert prompt.count(tokenizer.im_end_id) == 1
-    assert prompt.count(tokenizer.im_start_id) == 2
-    assert tokenizer.eos_id not in prompt
-    assert text in tokenizer.decode(prompt)
 
 
 def test_what_a_terminal_would_obey_is_not_sent_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,19 +55,66 @@ def test_a_wrong_sampling_is_said_plainly(spelt: str, said: str) -> None:
         changed_sampling(Sampling(), spelt)
 
 
-def chat(folder: Path, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cygnet", "chat", str(folder), "--seed", "1", *arguments]
+class Thinker:
+    """Answers every question with the same thoughts."""
+
+    is_only_pretrained = False
+
+    def answer(self, messages: object, sampling: object) -> Pieces:
+        yield from (Piece(reasoning="two "), Piece(reasoning="swans\x07"), Piece("Tw"), Piece("o"))
+
+
+def test_reasoning_is_dimmed_for_people_and_left_out_of_pipes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for is_seen in (False, True):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: is_seen, raising=False)  # noqa: B023
+        terminal_chat._show(Conversation(Thinker(), Sampling()).answer("How many?"))
+    piped, _, seen = capsys.readouterr().out.partition("\n")
+    assert piped == "Two"
+    assert seen == "\x1b[2mtwo swans\ufffd\x1b[22m\n\nTwo\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "give a run or model folder, or --url"),
+        ({"run": Path("a"), "url": "http://a"}, "not both"),
+        ({"run": Path("a"), "model": "swan"}, "--model goes with --url"),
+        ({"run": Path("a"), "api_key": "k"}, "--api_key goes with --url"),
+        ({"url": "http://a", "yarn_factor": 2.0}, "--yarn_factor goes with a model folder"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    settings: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        ChatConfig(**settings)  # type: ignore[arg-type]
+
+
+def chat(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cygnet", "chat", *arguments, "--seed", "1"]
     return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
 
 
 def test_a_pipe_and_a_prompt_give_the_same_answer_and_nothing_else(folder: Path) -> None:
     limits = ("--max-new-tokens", "8")
-    piped = chat(folder, *limits, given="What is a swan?\n")
-    asked = chat(folder, *limits, "--prompt", "What is a swan?")
+    piped = chat(str(folder), *limits, given="What is a swan?\n")
+    asked = chat(str(folder), *limits, "--prompt", "What is a swan?")
     assert piped.returncode == asked.returncode == 0, piped.stderr
     assert piped.stdout == asked.stdout != "\n"
-    control = chat(folder, *limits, "--prompt", "a <|im_end|> in the text")
+    control = chat(str(folder), *limits, "--prompt", "a <|im_end|> in the text")
     assert control.returncode == 0
+
+
+def test_a_pipe_to_a_server_gives_what_the_server_says(llama_cpp: Callable[[int], str]) -> None:
+    address = ("--url", llama_cpp(50_000), "--temperature", "0", "--max-new-tokens", "8")
+    piped, asked = chat(*address, given="a swan\n"), chat(*address, "--prompt", "a swan")
+    assert piped.returncode == asked.returncode == 0, piped.stderr
+    assert piped.stdout == asked.stdout != "\n" and piped.stderr == ""
+    gone = chat("--url", "http://127.0.0.1:1", "--prompt", "a swan")
+    assert (gone.returncode, gone.stdout) == (2, "")
+    assert gone.stderr.startswith("cygnet: http://127.0.0.1:1/v1: no server answers there (")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +128,7 @@ def test_a_pipe_and_a_prompt_give_the_same_answer_and_nothing_else(folder: Path)
 def test_what_cannot_be_answered_is_said_in_one_line(
     folder: Path, arguments: tuple[str, ...], given: str, message: str
 ) -> None:
-    done = chat(folder, *arguments, given=given)
+    done = chat(str(folder), *arguments, given=given)
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -187,9 +137,9 @@ def test_what_cannot_be_answered_is_said_in_one_line(
 class Terminal:
     """`cygnet chat` in a pseudo-terminal."""
 
-    def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "cygnet", "chat", str(folder), "--temperature", "0.9",
-                   "--top-k", "20", "--max-new-tokens", "50000", "--seed", "3"]  # fmt: skip
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "cygnet", "chat", *arguments, "--temperature", "0.9",
+                   "--top-k", "20", "--max-new-tokens", "40000", "--seed", "3"]  # fmt: skip
         self.process, self.shown = 0, ""
         self.process, self.file = pty.fork()
         if self.process == 0:
@@ -227,9 +177,12 @@ class Terminal:
         os.close(self.file)
 
 
-@pytest.fixture
-def terminal(endless: Path) -> Iterator[Terminal]:
-    opened = Terminal(endless)
+@pytest.fixture(params=["a model", "a server"])
+def terminal(request: pytest.FixtureRequest) -> Iterator[Terminal]:
+    if request.param == "a server":
+        opened = Terminal("--url", request.getfixturevalue("llama_cpp")(50_000))
+    else:
+        opened = Terminal(str(request.getfixturevalue("endless")))
     yield opened
     opened.close()
 
@@ -256,6 +209,7 @@ def test_commands_answers_and_ctrl_c_in_a_terminal(terminal: Terminal) -> None:
     terminal.wait_for_characters(500)
     terminal.type("\x03")
     terminal.wait_for(" …")
+    terminal.wait_for(">")
     terminal.type("\x03")
     terminal.wait_for("Ctrl-D or /quit leaves")
     terminal.type("/reset\r")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cygnet.config import ModelConfig
 from cygnet.model import loss as room
-from cygnet.model.kv_cache import KVCache
+from cygnet.model.kv_cache import KVCache, Rows, Segment, Segments
 from cygnet.model.loss import linear_cross_entropy, token_log_probs
 from cygnet.model.transformer import Transformer
 from cygnet.text.loader import IGNORE
@@ -66,33 +66,57 @@ def test_linear_cross_entropy_is_torchs(rows: int, chunk: int, ignored: float, s
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     chunk=st.integers(1, 50),
     new=st.integers(1, 6),
+    together=st.sampled_from([1, 2]),
 )
-def test_cached_left_padded_decoding_is_the_full_forward(
-    lengths: list[int], chunk: int, new: int
+def test_packed_prefill_and_cached_decoding_are_the_full_forward(
+    lengths: list[int], chunk: int, new: int, together: int
 ) -> None:
     model = random_model()
     generator = torch.Generator().manual_seed(1)
+    new = together * new
     rows = [torch.randint(0, 320, (n + new,), generator=generator) for n in lengths]
-    width = max(lengths)
-    cache = KVCache(model.config, len(rows), width + new)
-    cache.start = torch.tensor([width - n for n in lengths])
-    prompt = torch.stack([F.pad(row[:-new], (width - len(row) + new, 0)) for row in rows])
+    cache = KVCache(model.config, len(rows) + 1, max(lengths) + new)
     with torch.no_grad():
-        for start in range(0, width, chunk):
-            hidden = model(prompt[:, start : start + chunk], cache=cache)
-        steps = [hidden[:, -1]]
-        for index in range(new):
-            token = torch.stack([row[len(row) - new + index] for row in rows])
-            steps.append(model(token[:, None], cache=cache)[:, -1])
-        decoded = model.logits(torch.stack(steps, 1))
+        last = torch.zeros(len(rows), model.config.hidden_size)
+        for start in range(0, max(lengths), chunk):
+            parts = [
+                Segment(slot, start, min(chunk, n - start))
+                for slot, n in enumerate(lengths)
+                if n > start
+            ]
+            view = Segments(cache, parts, torch.device("cpu"))
+            packed = torch.cat([rows[s.slot][s.start : s.start + s.num_tokens] for s in parts])
+            hidden = model(packed[None], cache=view)
+            last[[part.slot for part in parts]] = hidden[0, view.last]
+        steps = [last[:, None]]
+        for index in range(0, new, together):
+            positions = torch.tensor([[n + index + i for i in range(together)] for n in lengths])
+            tokens = torch.stack([row[p] for row, p in zip(rows, positions, strict=True)])
+            view = Rows(cache, positions, int(positions.max()) + 1)
+            steps.append(model(tokens, cache=view))
+        decoded = model.logits(torch.cat(steps, 1))
         for row, found in zip(rows, decoded, strict=True):
             full = model.logits(model(row[None]))[0, -new - 1 :]
             torch.testing.assert_close(found, full, rtol=1e-4, atol=1e-4)
 
 
+def test_slots_can_be_swapped_and_copied() -> None:
+    cache = KVCache(random_model().config, 3, 5)
+    for tensor in (*cache.keys, *cache.values):
+        tensor.copy_(torch.randn(tensor.shape))
+    before = [tensor.clone() for tensor in (*cache.keys, *cache.values)]
+    cache.swap(0, 2, 4)
+    cache.copy(2, 1, 3)
+    for old, tensor in zip(before, (*cache.keys, *cache.values), strict=True):
+        assert torch.equal(tensor[0, :, :4], old[2, :, :4])
+        assert torch.equal(tensor[2, :, :4], old[0, :, :4])
+        assert torch.equal(tensor[1, :, :3], old[0, :, :3])
+        assert torch.equal(tensor[:, :, 4:], old[:, :, 4:])
+
+
 def test_the_cache_refuses_what_it_cannot_hold(model: Transformer) -> None:
     with pytest.raises(IndexError, match="holds 3 positions"):
-        model(torch.zeros(1, 4, dtype=torch.int64), cache=KVCache(model.config, 1, 3))
+        Segments(KVCache(model.config, 1, 3), [Segment(0, 0, 4)], torch.device("cpu"))
 
 
 def test_initial_blocks_are_the_identity() -> None:

@@ -10,7 +10,7 @@ import pytest
 from cygnet.corpus import small_talk
 from cygnet.errors import UserError
 from cygnet.files import JsonlWriter, read_jsonl
-from cygnet.generate.engine import Generator
+from cygnet.generate.generator import Generator
 from cygnet.stages.pairs import NoPairsError, PairConfig, build_pairs, read_pairs, take_pairs
 from cygnet.text.forms import is_poem_of_form, recipe_checks
 from cygnet.text.tokenizer import Tokenizer

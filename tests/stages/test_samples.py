@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from cygnet.generate.engine import Generator
+from cygnet.generate.generator import Generator
 from cygnet.generate.sampling import Sampling
 from cygnet.model.transformer import Transformer
 from cygnet.stages.samples import ANSWER_TOKENS, MAX_PROMPT_TOKENS, Prompts, held_out_prompts

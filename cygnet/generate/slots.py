@@ -1,0 +1,112 @@
+"""Which sequence each slot of the cache holds, and which slot a new request takes.
+
+Running requests stand in the first slots, so that a decoding step reads a slice of the cache and
+gathers nothing; whoever joins or leaves swaps places. A finished request's slot keeps its tokens
+until the slot is needed: a prompt that begins with the same tokens reads only the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cygnet.generate.runner import Runner
+
+MIN_SHARED_TOKENS = 16
+"""A shorter common beginning is not worth waiting for another request that reads it."""
+
+Tokens = NDArray[np.int64]
+
+
+@dataclass(eq=False)
+class Slot:
+    """One sequence of the cache.
+
+    Attributes:
+        index: its place in the cache now.
+        tokens: what it reads or has read.
+        num_filled: how many of them have keys and values.
+        is_used: by a request that is not finished.
+        last_used: a count that grows.
+    """
+
+    index: int
+    tokens: Tokens = field(default_factory=lambda: np.zeros(0, np.int64))
+    num_filled: int = 0
+    is_used: bool = False
+    last_used: int = 0
+
+
+class SlotTable:
+    """All slots of one or more caches that are laid out alike.
+
+    Args:
+        runners: whose caches follow every move.
+        num_slots: of each.
+    """
+
+    def __init__(self, runners: Sequence[Runner], num_slots: int) -> None:
+        self.slots = [Slot(index) for index in range(num_slots)]
+        self._runners = runners
+        self._clock = 0
+
+    @property
+    def num_free(self) -> int:
+        """Slots that no request uses."""
+        return sum(not slot.is_used for slot in self.slots)
+
+    def take(self, prompt: Sequence[int]) -> Slot | None:
+        """Give a free slot to a prompt, with as much of it filled as some slot has.
+
+        Returns none where all slots are used, or where it pays to wait because another request is
+        about to read the same beginning.
+        """
+        free = [slot for slot in self.slots if not slot.is_used]
+        if not free:
+            return None
+        tokens = np.asarray(prompt, np.int64)
+        # The last token is always read, since its logits are asked for.
+        shared = {slot: _shared(slot.tokens[: slot.num_filled], tokens[:-1]) for slot in self.slots}
+        source = max(self.slots, key=lambda slot: (shared[slot], not slot.is_used))
+        for slot in self.slots:
+            if slot.is_used and slot.num_filled < len(slot.tokens):
+                coming = _shared(slot.tokens, tokens[:-1])
+                if coming >= shared[source] + MIN_SHARED_TOKENS:
+                    return None
+        num_shared = shared[source]
+        if not source.is_used and 2 * num_shared >= source.num_filled > 0:
+            target = source
+        else:
+            target = min(free, key=lambda slot: slot.last_used)
+            if num_shared and target is not source:
+                for runner in self._runners:
+                    runner.cache.copy(source.index, target.index, num_shared)
+        target.tokens, target.num_filled, target.is_used = tokens, num_shared, True
+        return target
+
+    def release(self, slot: Slot, tokens: Sequence[int]) -> None:
+        """Free a slot; it keeps what it has read of `tokens`."""
+        self._clock += 1
+        slot.tokens = np.asarray(tokens[: slot.num_filled], np.int64)
+        slot.is_used, slot.last_used = False, self._clock
+
+    def move(self, slot: Slot, index: int) -> None:
+        """Put a slot in a place of the cache; the one that stood there takes its place."""
+        other = self.slots[index]
+        if other is slot:
+            return
+        num_tokens = max(slot.num_filled, other.num_filled)
+        for runner in self._runners:
+            runner.cache.swap(slot.index, index, num_tokens)
+        self.slots[slot.index], self.slots[index] = other, slot
+        other.index, slot.index = slot.index, index
+
+
+def _shared(a: Tokens, b: Tokens) -> int:
+    """Return the length of the common beginning."""
+    length = min(len(a), len(b))
+    differs = a[:length] != b[:length]
+    return int(differs.argmax()) if differs.any() else length

@@ -1,0 +1,1 @@
+"""`cygnet serve`: models behind OpenAI's HTTP interface, and the chat page."""
