@@ -31,10 +31,8 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
+from generate_speed import filled_tokenizer, random_weights
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from benchmarks.generate_speed import filled_tokenizer, random_weights
 from cygnet.export.gguf_file import write_gguf
 from cygnet.export.huggingface import save_folder
 

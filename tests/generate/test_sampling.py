@@ -93,6 +93,17 @@ def test_each_rows_choice_is_the_references(
         assert found == native[row] == expected
 
 
+@pytest.mark.parametrize("bad", [[math.nan] * 4, [1, math.nan, 2, 3], [1, math.inf, 2, 3]])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_refused(bad: list[float], temperature: float) -> None:
+    for logits in (bad, [-math.inf] * 4):
+        chooser = Chooser([Sampling(temperature=temperature, top_p=0.5, top_k=3)], compiled())
+        if temperature == 0 and logits[0] == 1 and math.isnan(logits[1]):
+            continue  # the likeliest of the others
+        with pytest.raises(UserError, match="logits are no numbers"):
+            chooser(torch.tensor([logits]), [0.5])
+
+
 def compiled() -> ctypes.CDLL:
     found = library()
     assert found is not None
