@@ -163,13 +163,13 @@ class Engine:
         """End an answer now and free its slot; an answer that is finished stays as it is."""
         if answer.finish_reason is not None:
             return
+        answer.finish_reason = "cancelled"
         if answer in self._waiting:
             self._waiting.remove(answer)
-            answer.finish_reason = "cancelled"
+        row = next((r for r in (*self._prefilling, *self._running) if r.answer is answer), None)
+        if row is None:
             return
-        row = next(r for r in (*self._prefilling, *self._running) if r.answer is answer)
         answer.text += row.text.finish()
-        answer.finish_reason = "cancelled"
         self._leave(row)
 
     def run(self, request: Request) -> Iterator[Event]:
@@ -229,13 +229,18 @@ class Engine:
             slot = self._slots.take(answer.request.prompt)
             if slot is None:  # it pays to wait for a beginning that another one reads
                 continue
-            self._waiting.remove(answer)
             answer.usage.cached_tokens = slot.num_filled
             room = min(
                 answer.request.sampling.max_new_tokens, self.max_len - len(answer.request.prompt)
             )
             draws = DRAWS_PER_TOKEN if self._speculation else 1
-            self._prefilling.append(Row(answer, slot, room, self.tokenizer, draws))
+            # In this order, so that Ctrl-C in between loses no answer and no slot.
+            try:
+                self._prefilling.append(Row(answer, slot, room, self.tokenizer, draws))
+            except BaseException:
+                self._slots.release(slot, ())
+                raise
+            self._waiting.remove(answer)
 
     def _prefill(self) -> list[Event]:
         """Read a chunk of prompts; those read to their end get their first token."""

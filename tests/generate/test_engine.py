@@ -482,3 +482,18 @@ def test_a_stop_text_ends_an_answer_where_it_begins_however_it_is_cut(
         assert text.startswith(answer.text)
     else:
         assert answer.text == text
+
+
+def test_a_request_that_cannot_begin_costs_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when Ctrl-C comes just then."""
+    running = engine(1)
+    request = Request(prompt=tokens(9), sampling=Sampling(max_new_tokens=3), ignore_end=True)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("cygnet.generate.engine.Row", interrupted)
+        next(running.run(request))
+    assert running.is_idle
+    assert len([event for event in running.run(request) if event.token_ids]) == 3
