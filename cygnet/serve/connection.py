@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -13,6 +14,10 @@ answer."""
 MAX_HEAD_BYTES = 64 * 2**10
 """Of what is neither a body nor a complete head. It is looked at once for each piece that the
 system hands over, so that a head may be larger by one piece (256 KiB)."""
+
+
+SPARE_FILES = 200
+"""Of the files that the process may have open, those that are not for connections."""
 
 
 class Connection(HttpToolsProtocol):
@@ -27,6 +32,9 @@ class Connection(HttpToolsProtocol):
     """
 
     max_stall_s: ClassVar[float] = 30.0
+    max_connections: ClassVar[int] = max(
+        resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FILES, 16
+    )
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -37,6 +45,10 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
+        # Without files for more, the system would refuse them in a loop without pause.
+        if len(self.server_state.connections) > self.max_connections:
+            transport.abort()
+            return
         self._unasked = self.loop.call_later(HEAD_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:

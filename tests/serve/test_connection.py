@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from cygnet.serve.connection import Connection
 from tests.serve.running import PATIENCE_S, Running, running, wait_for
 
 CHAT = "/v1/chat/completions"
@@ -170,3 +172,19 @@ def test_once_a_head_has_come_its_time_is_over(hasty: Running) -> None:
         connection.sendall(asked[-5:])
         assert read_until(connection, b'"usage"').startswith(b"HTTP/1.1 200 ")
     connection.close()
+
+
+def test_connections_beyond_what_the_system_gives_are_cut(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_for(lambda: not server.server.server_state.connections)
+    monkeypatch.setattr(Connection, "max_connections", 3)
+    held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+    wait_for(lambda: len(server.server.server_state.connections) == 3)
+    with pytest.raises(httpx.HTTPError):
+        server.http.get("/healthz")
+    held.pop().close()
+    wait_for(lambda: len(server.server.server_state.connections) == 2)
+    assert server.http.get("/healthz").status_code == 200
+    for connection in held:
+        connection.close()
