@@ -2,7 +2,8 @@
 
 Each contender has a process of its own, so that none shares its threads with another; rounds take
 turns. Weights are random, since speed does not depend on them; all decode greedily past any end
-from a prompt of 64 tokens, whose reading is not counted. Medians and ranges of the rounds.
+from a prompt of 64 tokens, whose reading is not counted. Medians and ranges of the rounds, in each
+of which the best of a few repeats counts.
 llama.cpp takes part where xllamacpp is installed.
 
     python benchmarks/generate_speed.py [--preset 26m] [--rounds 3] [--streams 32]

@@ -31,10 +31,8 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
+from generate_speed import filled_tokenizer, random_weights
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from benchmarks.generate_speed import filled_tokenizer, random_weights
 from cygnet.export.gguf_file import write_gguf
 from cygnet.export.huggingface import save_folder
 
@@ -93,12 +91,14 @@ async def ask(port: int, chooser: random.Random, load: Load, drops: bool) -> Non
         writer.close()
 
 
-async def clients(port: int, streams: int, seconds: float, drops: bool = False) -> Load:
+async def clients(
+    port: int, streams: int, seconds: float, seed: int = 0, drops: bool = False
+) -> Load:
     """Keep so many streams busy for a time; what was answered to its end in it counts."""
     load, end = Load(), time.perf_counter() + seconds
 
     async def client(number: int) -> None:
-        chooser = random.Random(number)
+        chooser = random.Random(streams * seed + number)
         while time.perf_counter() < end:
             await ask(port, chooser, load, drops)
 
@@ -157,7 +157,7 @@ def soak(folder: Path, streams: int, minutes: int) -> None:
     """Print memory and used slots, minute for minute."""
     with serving("ours", folder, streams) as (port, pid):
         for minute in range(minutes):
-            load = asyncio.run(clients(port, 2 * streams, 60, drops=True))
+            load = asyncio.run(clients(port, 2 * streams, 60, minute + 1, drops=True))
             time.sleep(1)
             metrics = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
             busy = [line for line in metrics.splitlines() if re.match(BUSY, line)]
@@ -186,10 +186,11 @@ def main() -> None:
             soak(folder, arguments.streams, arguments.soak_minutes)
             return
         write_gguf(model, tokenizer, folder / "bf16.gguf", "bf16", "bench")
-        for _ in range(arguments.rounds):
+        for number in range(arguments.rounds):
             for name in ("ours", "llama.cpp"):
                 with serving(name, folder, arguments.streams) as (port, _):
-                    load = asyncio.run(clients(port, arguments.streams, arguments.seconds))
+                    work = clients(port, arguments.streams, arguments.seconds, number + 1)
+                    load = asyncio.run(work)
                 found.setdefault(name, []).append(load)
     for name, loads in found.items():
         rates = [load.tokens / arguments.seconds for load in loads]

@@ -45,8 +45,9 @@ for line in sys.stdin.buffer:
         for key, _ in begun.select():
             part = key.fileobj.recv(1 << 16)
             assert part, "the server hung up"
-            chunks += part.count(b"data: ")
-            if part.endswith(b"0\\r\\n\\r\\n"):
+            key.data.extend(part)
+            if key.data.endswith(b"\\r\\n0\\r\\n\\r\\n"):
+                chunks += key.data.count(b"\\ndata: ")
                 begun.unregister(key.fileobj)
                 key.fileobj.close()
                 left -= 1

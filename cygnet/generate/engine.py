@@ -132,12 +132,7 @@ class Engine:
             UserError, QueueFull: as `submit`; then none is queued.
         """
         self._check(request)
-        if self._max_waiting is not None:
-            room = self._max_waiting + self._slots.num_free - len(self._waiting)
-            if n > room:
-                raise QueueFull(
-                    f"{self._max_waiting} requests wait for a slot already; try again later"
-                )
+        self.check_room(n)
         answers = []
         for i in range(n):
             seed = request.sampling.seed
@@ -147,17 +142,34 @@ class Engine:
         self._waiting.extend(answers)
         return answers
 
+    def check_room(self, count: int) -> None:
+        """Say whether so many more answers may be queued now.
+
+        Raises:
+            QueueFull: not now.
+            UserError: never, even if nothing else waited.
+        """
+        if self._max_waiting is None:
+            return
+        most = self._max_waiting + self.num_slots
+        if count > most:
+            raise UserError(f"{count} answers at once, and this engine takes {most}")
+        if count > self._max_waiting + self._slots.num_free - len(self._waiting):
+            raise QueueFull(
+                f"{len(self._waiting)} answers wait for a slot already; try again later"
+            )
+
     def cancel(self, answer: Answer) -> None:
         """End an answer now and free its slot; an answer that is finished stays as it is."""
         if answer.finish_reason is not None:
             return
+        answer.finish_reason = "cancelled"
         if answer in self._waiting:
             self._waiting.remove(answer)
-            answer.finish_reason = "cancelled"
+        row = next((r for r in (*self._prefilling, *self._running) if r.answer is answer), None)
+        if row is None:
             return
-        row = next(r for r in (*self._prefilling, *self._running) if r.answer is answer)
         answer.text += row.text.finish()
-        answer.finish_reason = "cancelled"
         self._leave(row)
 
     def run(self, request: Request) -> Iterator[Event]:
@@ -217,13 +229,18 @@ class Engine:
             slot = self._slots.take(answer.request.prompt)
             if slot is None:  # it pays to wait for a beginning that another one reads
                 continue
-            self._waiting.remove(answer)
             answer.usage.cached_tokens = slot.num_filled
             room = min(
                 answer.request.sampling.max_new_tokens, self.max_len - len(answer.request.prompt)
             )
             draws = DRAWS_PER_TOKEN if self._speculation else 1
-            self._prefilling.append(Row(answer, slot, room, self.tokenizer, draws))
+            # In this order, so that Ctrl-C in between loses no answer and no slot.
+            try:
+                self._prefilling.append(Row(answer, slot, room, self.tokenizer, draws))
+            except BaseException:
+                self._slots.release(slot, ())
+                raise
+            self._waiting.remove(answer)
 
     def _prefill(self) -> list[Event]:
         """Read a chunk of prompts; those read to their end get their first token."""
@@ -238,6 +255,8 @@ class Engine:
         logits_SV = self._runner.prefill(parts)[:, : self._num_outputs]
         for row, part in zip(read, parts, strict=True):
             row.slot.num_filled += len(part.token_ids)
+        if self._speculation:
+            self._speculation.read(read, self._chunk_tokens)
         begun = [
             index for index, row in enumerate(read) if row.slot.num_filled == row.prompt_length
         ]
@@ -283,7 +302,7 @@ class Engine:
         for row, own in zip(rows, found, strict=True):
             row.slot.num_filled += len(own)
             # The draft model has read all proposals but the last.
-            row.draft_filled = min(row.draft_filled, row.slot.num_filled)
+            row.slot.draft_filled = min(row.slot.draft_filled, row.slot.num_filled)
         return [
             self._take(row, own, own_logprobs)
             for row, own, own_logprobs in zip(rows, found, logprobs, strict=True)
@@ -349,7 +368,4 @@ class Engine:
             self._running[index] = last
             self._running.pop()
             self._batch = None
-        # Nothing is kept of tokens behind the end, and of what a draft model has not read.
-        read = row.draft_filled if self._speculation else row.slot.num_filled
-        row.slot.num_filled = min(row.slot.num_filled, read, len(row.tokens))
         self._slots.release(row.slot, row.tokens)

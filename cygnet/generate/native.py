@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cygnet.errors import UserError
 from cygnet.generate.quantize import QuantizedLinear
 from cygnet.generate.sampling import Sampling
 from cygnet.model.kv_cache import KVCache
@@ -32,7 +33,8 @@ from cygnet.progress import say
 
 FOLDER = Path(__file__).with_name("cpp")
 FLAGS = (
-    "-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC",
+    "-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing",
+    "-fopenmp", "-shared", "-fPIC",
 )  # fmt: skip
 _KINDS = {"float": 0, "int8": 1, "int4": 2}
 
@@ -184,7 +186,11 @@ class Chooser:
         )
 
     def __call__(self, logits_RV: Tensor, draws_R: Sequence[float]) -> list[int]:
-        """Return a token for each row of float32 logits; the draws are uniform in [0, 1)."""
+        """Return a token for each row of float32 logits; the draws are uniform in [0, 1).
+
+        Raises:
+            UserError: the logits of a row are no distribution.
+        """
         assert logits_RV.stride(1) == 1
         R, V = logits_RV.shape
         for choice, draw in zip(self._choices, draws_R, strict=True):
@@ -194,6 +200,8 @@ class Chooser:
             c_void_p(logits_RV.data_ptr()), c_int64(R), c_int64(V), c_int64(logits_RV.stride(0)),
             self._choices, tokens, c_int64(torch.get_num_threads()),
         )  # fmt: skip
+        if -1 in tokens:
+            raise UserError("the model's logits are no numbers: its weights are damaged")
         return list(tokens)
 
 
@@ -207,7 +215,7 @@ def library() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(compiled(compiler, "-march=native")))
     except (OSError, subprocess.CalledProcessError) as error:
-        (reason, *_) = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        reason = (getattr(error, "stderr", None) or str(error)).strip().split("\n")[0]
         say(f"{compiler} cannot compile {FOLDER}: answers come several times slower ({reason})")
         return None
 
@@ -221,8 +229,8 @@ def compiled(compiler: str, machine: str) -> Path:
     # What the compiler knows of the machine and of itself: a home folder may be shared.
     known = subprocess.run(
         [compiler, machine, "-dM", "-E", "-x", "c++", os.devnull],
-        capture_output=True, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True, text=True, check=True,
+    ).stdout.encode()  # fmt: skip
     texts = [path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.is_file()]
     key = hashlib.sha256(b"".join([known, *texts, " ".join(FLAGS).encode()])).hexdigest()[:16]
     default = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")

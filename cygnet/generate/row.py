@@ -33,7 +33,6 @@ class Row:
         tokens: prompt and answer.
         draws: uniform random numbers, `draws_per_token` for each token of the answer.
         matcher: what its grammar allows next.
-        draft_filled: how many of the tokens a draft model has read.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class Row:
         self.text = TextStream(tokenizer, sampling.stop, request.keep_special, request.mark_special)
         self.draws: list[float] = draw_uniform(sampling.seed, draws_per_token * room).tolist()
         self.matcher: Matcher | None = request.grammar.matcher() if request.grammar else None
-        self.draft_filled = slot.num_filled
         self.seen_V: Tensor | None = None
         self.counts_V: Tensor | None = None
         if sampling.repetition_penalty != 1 or sampling.presence_penalty != 0 or (

@@ -33,7 +33,7 @@ class Runner:
     """Runs a model over slots.
 
     Args:
-        model: copied (see `laid_out`); later changes of its weights do not show.
+        model: its weights must not change afterwards (see `laid_out`).
         num_slots: sequences that it holds.
         max_len: positions of each.
         weights: "int8" or "int4" keep the matrices so (`cygnet.generate.quantize`).
@@ -100,7 +100,10 @@ class Runner:
 
 def laid_out(model: Transformer) -> Transformer:
     """Return the model for inference: matrices in the compute dtype, so that no step casts them,
-    and those that read the same input joined (`Transformer.join_matrices`)."""
+    and those that read the same input joined (`Transformer.join_matrices`).
+
+    What needs no change is shared with the model, not copied.
+    """
     weights = {
         name: tensor.to(model.compute_dtype) if tensor.ndim == 2 else tensor
         for name, tensor in model.state_dict().items()

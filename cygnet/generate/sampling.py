@@ -58,10 +58,13 @@ class Sampling:
             "presence_penalty": (-2, 2),
             "frequency_penalty": (-2, 2),
             "max_new_tokens": (1, math.inf),
+            "seed": (-(2**63), 2**64 - 1),
         }
         above_zero = ("top_p", "repetition_penalty")
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
+            if value is None:
+                continue
             if not (low <= value <= high and math.isfinite(value)) or (
                 name in above_zero and value == 0
             ):

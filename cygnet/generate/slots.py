@@ -29,6 +29,7 @@ class Slot:
         index: its place in the cache now.
         tokens: what it reads or has read.
         num_filled: how many of them have keys and values.
+        draft_filled: how many have those of a draft model, where there is one.
         is_used: by a request that is not finished.
         last_used: a count that grows.
     """
@@ -36,6 +37,7 @@ class Slot:
     index: int
     tokens: Tokens = field(default_factory=lambda: np.zeros(0, np.int64))
     num_filled: int = 0
+    draft_filled: int = 0
     is_used: bool = False
     last_used: int = 0
 
@@ -85,11 +87,15 @@ class SlotTable:
                 for runner in self._runners:
                     runner.cache.copy(source.index, target.index, num_shared)
         target.tokens, target.num_filled, target.is_used = tokens, num_shared, True
+        target.draft_filled = min(source.draft_filled, num_shared)
         return target
 
     def release(self, slot: Slot, tokens: Sequence[int]) -> None:
         """Free a slot; it keeps what it has read of `tokens`."""
         self._clock += 1
+        # Nothing is kept of what was proposed behind the end.
+        slot.num_filled = min(slot.num_filled, len(tokens))
+        slot.draft_filled = min(slot.draft_filled, slot.num_filled)
         slot.tokens = np.asarray(tokens[: slot.num_filled], np.int64)
         slot.is_used, slot.last_used = False, self._clock
 

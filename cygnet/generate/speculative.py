@@ -35,14 +35,29 @@ class Speculation:
         self.num_proposals = num_proposals
         self._num_outputs = num_outputs
 
+    def read(self, rows: Sequence[Row], room: int) -> None:
+        """Let the draft model read what the model has read of each row, `room` tokens at most."""
+        parts = []
+        for row in rows:
+            slot = row.slot
+            tokens = row.tokens[slot.draft_filled : slot.num_filled][:room]
+            if tokens:
+                parts.append(Part(slot.index, slot.draft_filled, tokens))
+                slot.draft_filled += len(tokens)
+                room -= len(tokens)
+        if parts:
+            self.draft.prefill(parts)
+
     def propose(self, rows: Sequence[Row], columns: Columns) -> tuple[list[list[int]], Tensor]:
         """Let the draft model go on from each row, which stands in the slot of its index.
 
         Returns:
             The proposals, R rows of G, and the distributions they were drawn from, (R, G, V).
         """
-        parts = [Part(row.slot.index, row.draft_filled, row.tokens[row.draft_filled :])
-                 for row in rows]  # fmt: skip
+        parts = [
+            Part(row.slot.index, row.slot.draft_filled, row.tokens[row.slot.draft_filled :])
+            for row in rows
+        ]
         logits_RV = self.draft.prefill(parts)[:, : self._num_outputs]
         proposals: list[list[int]] = [[] for _ in rows]
         distributions = []
@@ -57,7 +72,7 @@ class Speculation:
                 logits_RV = self.draft.decode([[token] for token in chosen], starts)[:, 0]
                 logits_RV = logits_RV[:, : self._num_outputs]
         for row in rows:
-            row.draft_filled = len(row.tokens) + self.num_proposals - 1
+            row.slot.draft_filled = len(row.tokens) + self.num_proposals - 1
         return proposals, torch.stack(distributions, dim=1)
 
     def judge(

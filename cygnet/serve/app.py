@@ -66,7 +66,9 @@ class Service:
         )  # fmt: skip
         install_handlers(inner)
         self._add_routes(inner)
-        self._paths = {route.path for route in inner.routes if hasattr(route, "path")}
+        paths = [route.path for route in inner.routes if hasattr(route, "path")]
+        self._paths = {path for path in paths if "{" not in path}
+        self._prefixes = [path.partition("{")[0] for path in paths if "{" in path]
         engines = {model.driver: model.driver.engine for model in self.offered.values()}
         self.gate = Gate(
             inner,
@@ -215,7 +217,8 @@ class Service:
             raise as_api_error(error, self._retry_after_s(model)) from error
 
     def _note_request(self, path: str, status: int) -> None:
-        known = path if path in self._paths else "other"
+        under = (f"{prefix}{{name}}" for prefix in self._prefixes if path.startswith(prefix))
+        known = path if path in self._paths else next(under, "other")
         self.metrics.requests.labels(known, str(status)).inc()
 
 

@@ -160,6 +160,7 @@ class ChatBody(SamplingBody):
     function_call: Unsupported = None
     audio: Unsupported = None
     prediction: Unsupported = None
+    suffix: Unsupported = None
 
 
 class CompletionBody(SamplingBody):
@@ -170,6 +171,8 @@ class CompletionBody(SamplingBody):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
     suffix: Unsupported = None
+    response_format: Unsupported = None
+    tools: Unsupported = None
 
 
 class EmbeddingBody(BaseModel):

@@ -133,6 +133,7 @@ class Driver:
 
         def submit() -> None:
             try:
+                self.engine.check_room(n * len(requests))
                 for request in requests:
                     job.answers += self.engine.submit_many(request, n)
             except (UserError, QueueFull):

@@ -25,6 +25,8 @@ from cygnet.serve.settings import ServeConfig
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.hardware import resolve_dtype
 
+MIN_LEN = 16
+"""Tokens that a slot must hold to be of any use."""
 MOST_SLOTS, FEWEST_SLOTS = 32, 4
 """How many slots an engine gets where `slots` is left open, as far as memory for them goes."""
 _SAMPLED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -209,6 +211,11 @@ def _sizes(model: Transformer, draft: Transformer | None, config: ServeConfig) -
     num_tokens = int(config.cache_gb * 1e9) // token_bytes
     fewest = config.slots or FEWEST_SLOTS
     max_len = config.max_len or min(context, max(num_tokens // fewest, 2))
+    if max_len < MIN_LEN:
+        raise UserError(
+            f"--cache_gb {config.cache_gb:g} holds {num_tokens} tokens, too few for {fewest} "
+            "slots: give more, or fewer --slots"
+        )
     return config.slots or max(1, min(MOST_SLOTS, num_tokens // max_len)), max_len
 
 

@@ -2,7 +2,11 @@
 
 import ctypes
 import dataclasses
+import functools
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,20 +85,36 @@ def test_native_rounds_no_more_than_torch(dtype: torch.dtype, weights: Weights) 
             assert (found - expected).norm() <= bound
 
 
+@functools.cache
+def plain() -> ctypes.CDLL:
+    """The code for a processor without particular instructions."""
+    return ctypes.CDLL(str(compiled(shutil.which("g++") or "c++", "-mtune=generic")))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@settings(max_examples=25)
+@pytest.mark.parametrize("shape", ["odd", "qwen3"])
+@pytest.mark.parametrize("machine", ["this", "any"])
+@settings(max_examples=10)
 @given(data=st.data())
 def test_the_bits_depend_on_a_slots_own_tokens_alone(
-    dtype: torch.dtype, data: st.DataObject
+    dtype: torch.dtype, shape: str, machine: str, data: st.DataObject
 ) -> None:
     """Whatever the chunks, the rows beside, and the slot."""
-    model = model_of("odd", dtype)
-    number = st.integers(0, 332)
+    model = model_of(shape, dtype)
+    kept: Any = data.draw(st.sampled_from(["float", "int8"] + ["int4"] * (shape == "qwen3")))
+
+    def runner_of(num_slots: int) -> Runner:
+        runner = Runner(model, num_slots, MAX_LEN, kept)
+        if machine == "any":
+            runner._native = NativeForward(runner.model, runner.cache, plain())
+        return runner
+
+    number = st.integers(0, model.config.vocab_size - 1)
     tokens = data.draw(st.lists(number, min_size=2, max_size=MAX_LEN), label="tokens")
     with torch.inference_mode():
-        alone = Runner(model, 1, MAX_LEN)
+        alone = runner_of(1)
         expected = [alone.decode([[token]], [at])[0, 0] for at, token in enumerate(tokens)]
-        runner, at = Runner(model, 6, MAX_LEN), 0
+        runner, at = runner_of(6), 0
         while at < len(tokens):
             size = data.draw(st.integers(1, len(tokens) - at), label="chunk")
             beside = data.draw(st.lists(number, max_size=9), label="beside")
@@ -108,18 +128,34 @@ def test_the_bits_depend_on_a_slots_own_tokens_alone(
 
 def test_any_processor_computes_the_same() -> None:
     """The code for processors without these instructions, against the one for this machine."""
-    compiler = shutil.which("g++") or "c++"
-    plain = ctypes.CDLL(str(compiled(compiler, "-mtune=generic")))
     for dtype in (torch.float32, torch.bfloat16):
         for weights in ("float", "int8", "int4"):
             ours = Runner(model_of("qwen3", dtype), 6, MAX_LEN, weights)
             other = Runner(model_of("qwen3", dtype), 6, MAX_LEN, weights)
-            other._native = NativeForward(other.model, other.cache, plain)
+            other._native = NativeForward(other.model, other.cache, plain())
             with torch.inference_mode():
                 for step in STEPS:
                     found, expected = step(other), step(ours)
                     rounding = 1e-6 if dtype == torch.float32 else 2**-6
                     assert (found - expected).norm() <= rounding * expected.norm()
+
+
+FEWER = """
+from cygnet.generate.runner import Part, Runner
+from tests.models import random_model
+print(float(Runner(random_model(), 1, 32).prefill([Part(0, 0, list(range(9)))]).norm()))
+"""
+
+
+def test_fewer_threads_than_asked_for_do_the_work() -> None:
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", FEWER], env={**os.environ, "PYTHONPATH": ".", **limits},
+            capture_output=True, text=True, check=True, timeout=120,
+        ).stdout
+        for limits in ({}, {"OMP_THREAD_LIMIT": "1"}, {"OMP_DYNAMIC": "true"})
+    }  # fmt: skip
+    assert len(found) == 1
 
 
 def test_without_a_compiler_a_line_is_said_and_torch_computes(

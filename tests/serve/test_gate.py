@@ -1,5 +1,6 @@
 """Who may come in: keys, other origins, other machines; and the files of the page."""
 
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,7 +46,8 @@ def test_one_of_the_keys_is_needed(
                 assert got.status_code == 401, (headers, path)
                 assert got.json()["error"]["code"] == "invalid_api_key"
                 assert got.headers["www-authenticate"] == "Bearer"
-        assert http.get("/healthz").status_code == http.get("/").status_code == 200
+        for path in ("/healthz", "/", "/openapi.json"):
+            assert http.get(path).status_code == 200
 
 
 @pytest.mark.parametrize("key", ["", "zwei worte", "schlüssel"])
@@ -95,6 +97,21 @@ def test_the_page_is_served_under_a_strict_policy(folder: Path, tmp_path: Path) 
             assert got.status_code == 404 and got.text != "no"
     with pytest.raises(ApiError):
         page_file(page, "../secret")
+
+
+def test_requests_are_counted_by_route(folder: Path) -> None:
+    asked = ["/healthz", "/v1/models", "/v1/models/swan", "/v1/models/none/such", "/page/main.js",
+             "/page/none.js", "/page/a/b", "/page", "/nowhere"]  # fmt: skip
+    with running(folder) as server, server.http as http:
+        for path in asked:
+            http.get(path)
+        told = http.get("/metrics").text
+    found = re.findall(r'cygnet_requests_total{path="(.*)",status="(\d+)"} (\d+)', told)
+    assert {(path, int(status)): int(count) for path, status, count in found} == {
+        ("/healthz", 200): 1, ("/v1/models", 200): 1, ("/v1/models/{name}", 200): 1,
+        ("/v1/models/{name}", 404): 1, ("/page/{name}", 200): 1, ("/page/{name}", 404): 2,
+        ("other", 404): 2,
+    }  # fmt: skip
 
 
 def announced(config: ServeConfig, address: tuple[str, int]) -> str:

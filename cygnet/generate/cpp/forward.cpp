@@ -83,7 +83,7 @@ template <class T>
 class Pass {
    public:
     Pass(const Model& model, const Tokens& tokens, int threads)
-        : model(model), tokens(tokens), threads(threads), team(threads), M(tokens.count), D(model.hidden_size),
+        : model(model), tokens(tokens), threads(threads), M(tokens.count), D(model.hidden_size),
           H(model.head_size) {
         static thread_local std::vector<float> memory;
         const int64_t queries = model.num_heads * H, kv = model.num_kv_heads * H;
@@ -115,6 +115,7 @@ class Pass {
     void run() {
 #pragma omp parallel num_threads(threads)
         {
+            team.gather();
             embed();
             for (int64_t i = 0; i < model.num_layers; i++) {
                 attention(model.layers[i]);

@@ -92,7 +92,16 @@ void unpack(const Pack<T>& from, T* to) {
     }
 }
 
-#ifdef BF16_INSTRUCTIONS
+#ifndef BF16_INSTRUCTIONS
+Floats as_bf16(Floats values) {  // to the nearest, ties to even
+    const Words bits = (Words)values;
+    return (Floats)((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000);
+}
+template <>
+Pack<bf16> packed<bf16>(Floats low, Floats high) {
+    return {as_bf16(low), as_bf16(high)};
+}
+#else
 template <>
 struct Pack<bf16> {
     __m512bh all;

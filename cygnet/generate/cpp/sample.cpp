@@ -89,8 +89,10 @@ float threshold(const std::vector<float>& p, const Choice& choice, double whole)
     return lowest;
 }
 
+// The token, or -1 where the logits are no distribution.
 int64_t choose(const float* logits, int64_t size, const Choice& choice) {
     const int64_t likeliest = std::max_element(logits, logits + size) - logits;
+    if (!std::isfinite(logits[likeliest])) return -1;
     if (choice.temperature == 0) return likeliest;
     static thread_local std::vector<float> p;
     p.resize(size);
@@ -102,6 +104,7 @@ int64_t choose(const float* logits, int64_t size, const Choice& choice) {
     }
     double whole = 0;
     for (int64_t i = 0; i < size; i++) whole += p[i];
+    if (!std::isfinite(whole)) return -1;
     float lowest = float(choice.min_p);  // the likeliest has 1
     if (choice.top_p < 1 || choice.top_k > 0)
         lowest = std::max(lowest, threshold(p, choice, whole));

@@ -15,7 +15,11 @@ constexpr int SPINS = 2000;  // looks at the others before the processor is offe
 // All of a parallel region's threads call the same methods in the same order.
 class Team {
    public:
-    explicit Team(int size) : size(size) {}
+    // Called by all of them first: there may be fewer than were asked for.
+    void gather() {
+#pragma omp single
+        size = omp_get_num_threads();
+    }
 
     // Do use(0) to use(count - 1), an equal share of neighbours each; wait until all is done.
     template <class Use>
@@ -56,7 +60,7 @@ class Team {
 #endif
     }
 
-    const int size;
+    int size = 0;
     alignas(64) std::atomic<int> arrived{0};
     alignas(64) std::atomic<int> turn{0};
     alignas(64) std::atomic<int64_t> next{0};

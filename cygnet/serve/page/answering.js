@@ -136,8 +136,8 @@ export function tokensPerSecond(answer) {
   const tokens = answer.usage?.completion_tokens ?? answer.pieces;
   const seconds = (answer.lastMs - answer.firstMs) / 1000;
   if (!tokens || tokens < 2 || answer.firstMs === null) return null;
-  // All came at once: then the prompt's time is in it.
-  if (seconds <= 0) return answer.lastMs > 0 ? (1000 * tokens) / answer.lastMs : null;
+  // It came in a lump, which says nothing of the time between: count from the question on.
+  if (seconds < 0.1) return answer.lastMs > 0 ? (1000 * tokens) / answer.lastMs : null;
   // While it streams, a piece is about a token.
   return ((isRunning(answer) ? answer.pieces : tokens) - 1) / seconds;
 }

@@ -1,5 +1,5 @@
 // Runs before the page is drawn, so that a chosen theme doesn't flash.
-// "auto" follows the system; `settings.js` writes the choice.
+// "auto" follows the system; `store.js` writes the choice.
 try {
   const { theme } = JSON.parse(localStorage.getItem("cygnet.settings")) ?? {};
   if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;

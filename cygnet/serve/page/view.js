@@ -8,7 +8,7 @@ import { t } from "./words.js";
 
 /** Shows turns in `target`.
  *  actions: `regenerate(turn, answers)`, `choose(answers, index)`, `edit(turn, question)`,
- *  `modelOf(name)`, which gives {context_length, stage} or undefined, `enterKey()`. */
+ *  `modelOf(name)`, which gives {context_length, stage} or undefined, `drawn()`. */
 export class ConversationView {
   #shown = new Map(); // answers -> AnswerView
   #changed = new Set();

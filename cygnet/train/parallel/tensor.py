@@ -41,7 +41,7 @@ class TensorParallel(Single):
         self.data_rank, self.data_size = self.world.rank // each, self.world.size // each
         by_output, by_input = ColwiseParallel(), RowwiseParallel()
         # Marked once for all matrices that read it: their gradients are then summed in one go.
-        of_attention, of_mlp = (Replicate(), None, None, None, None), (Replicate(),)
+        of_attention, of_mlp = (Replicate(), None, None, None), (Replicate(),)
         cut = {
             "self_attn": PrepareModuleInput(
                 input_layouts=of_attention, desired_input_layouts=of_attention
