@@ -35,7 +35,7 @@ types: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	@for file in benchmarks/*.py; do \
-		echo "== $$file"; $(IN_VENV) "$$file" $(ARGS) || exit 1; \
+		echo "== $$file"; PYTHONPATH=. $(IN_VENV) "$$file" $(ARGS) || exit 1; \
 	done
 
 clean:

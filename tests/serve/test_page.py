@@ -646,7 +646,7 @@ HEAVY = {
     "~~a": "~~a" * SIZE, "http": "http://." + "." * SIZE + "x", "\\": "\\" * SIZE + "*",
     " ": " " * SIZE + "x" + "\n" * 10 + " " * SIZE, "lines": "a|b\n-\n" * (SIZE // 6),
     "nested": "".join(" " * i + "- x\n" for i in range(400)), "![": "![a](" * SIZE,
-    "deep": "*a _b " * 2000 + "c_ d* " * 2000,
+    "deep": "*a _b " * 2000 + "c_ d* " * 2000, "rules": "* * *\n" * 8000,
 }  # fmt: skip
 
 
@@ -657,6 +657,26 @@ def test_no_text_makes_the_page_hang(chat, server, name):
     chat.ask("one")
     chat.answers()
     assert chat.page.evaluate(DEPTH) < 60
+
+
+WORK = """async (text) => {
+    const { renderMarkdown } = await import('/page/markdown.js');
+    let count = 0;
+    for (const [owner, name] of [[RegExp, 'exec'], [String, 'trimStart']]) {
+        const own = owner.prototype[name];
+        owner.prototype[name] = function (...given) { count++; return own.apply(this, given); };
+    }
+    renderMarkdown(document.createElement('div'), text);
+    return count;
+}"""
+
+
+@pytest.mark.parametrize(
+    "text", ["* * *\n", "- a\n\nb\n\n", "> a\n\n", "# a\n", "a\n- b\n\n```\n```\n"]
+)
+def test_the_work_grows_with_the_length_alone(chat, text):
+    few, many = (chat.open().evaluate(WORK, text * count) for count in (200, 2000))
+    assert few > 0 and many < 11 * few
 
 
 DEPTH = """() => {

@@ -47,11 +47,21 @@ function blocks(lines, depth) {
       i += 1;
       continue;
     }
-    const block = readers.map((read) => read(lines, i, depth)).find(Boolean) ?? paragraph(lines, i);
+    const block = blockAt(lines, i, depth);
     found.push({ from: i, ...block });
     i = block.to;
   }
   return found;
+}
+
+/** Return the block that begins at a line. A reader may look at all lines, so none runs in vain
+ *  once another has found one. */
+function blockAt(lines, from, depth) {
+  for (const read of readers) {
+    const block = read(lines, from, depth);
+    if (block) return block;
+  }
+  return paragraph(lines, from);
 }
 
 function children(lines, depth) {
