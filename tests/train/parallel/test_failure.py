@@ -25,6 +25,8 @@ from tests.train.parallel.conftest import (
 )
 from tests.train.parallel.test_equal import losses, weights, zero
 
+pytestmark = pytest.mark.slow
+
 APART = 6
 """Steps from one kill to the next; each is done with `WITHIN` fewer."""
 OFTEN = {"checkpoint_every": 1, "keep_checkpoints": 3, "eval_every": 1000}
@@ -51,7 +53,7 @@ def draw_kills(number: int, seed: int) -> list[tuple[int, int, float | str]]:
 WAYS = [
     pytest.param(6, {"parallel": "ddp"}, id="ddp"),
     pytest.param(4, {"parallel": "fsdp"}, id="fsdp"),
-    pytest.param(2, zero(3), id="zero3", marks=pytest.mark.slow),
+    pytest.param(2, zero(3), id="zero3"),
 ]
 
 

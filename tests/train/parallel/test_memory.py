@@ -11,6 +11,8 @@ import pytest
 from cygnet.text.shards import ShardReader
 from tests.train.parallel.conftest import environment, request, torchrun
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = str(Path("benchmarks/parallel_memory.py").resolve())
 SIZES = {
     "vocab_size": 300, "hidden_size": 64, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2,

@@ -16,6 +16,8 @@ from tests.train.conftest import sentences
 from tests.train.parallel.conftest import environment, torchrun
 from tests.train.test_trackers import records
 
+pytestmark = pytest.mark.slow
+
 STEPS = 60
 EVERY = 20
 FLAGS = (

@@ -9,6 +9,8 @@ import torch
 from tests.train.parallel.conftest import Train
 from tests.train.parallel.test_equal import losses, weights, zero
 
+pytestmark = pytest.mark.slow
+
 ROUTES = [
     ("one", "ddp"), ("one", "fsdp"), ("one", "tensor"), ("one", "pipeline"),
     ("ddp", "one"), ("fsdp", "one"), ("tensor", "one"), ("pipeline", "one"), ("fsdp", "tensor"),
