@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from ctypes import c_double, c_float, c_int64, c_void_p
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -100,14 +100,14 @@ class NativeForward:
         self._vocab_size = config.vocab_size
         positions = torch.arange(cache.max_len)[None]
         cosines, sines = rope_angles(positions, model.inverse_frequencies)
-        blocks = model.model.layers
-        layers = [self._layer(block, cache) for block in blocks]  # type: ignore[arg-type]
+        blocks = cast(Sequence[Block], model.model.layers)
+        layers = [self._layer(block, cache) for block in blocks]
         self._model = _Model(
             is_bf16=model.compute_dtype == torch.bfloat16, hidden_size=config.hidden_size,
             num_heads=config.num_heads, num_kv_heads=config.num_kv_heads,
             head_size=config.head_size, intermediate_size=config.intermediate_size,
             max_len=cache.max_len, num_layers=config.num_layers, norm_epsilon=config.rms_norm_eps,
-            score_scale=blocks[0].self_attn.score_scale,  # type: ignore[union-attr]
+            score_scale=blocks[0].self_attn.score_scale,
             layers=(_Layer * len(layers))(*layers),
             embeddings=self._pointer(model.model.embed_tokens.weight),
             final_norm=self._pointer(model.model.norm.weight),

@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import signal
 import socket
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 from cygnet.errors import UserError, require
@@ -79,7 +80,7 @@ def make_server(service: Service, stall_s: float) -> uvicorn.Server:
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
-        def capture_signals(self):  # type: ignore[no-untyped-def]
+        def capture_signals(self) -> Generator[None, None, None]:
             """Leave signals alone: whoever runs the server knows what to do with them."""
             yield
 
@@ -105,7 +106,7 @@ async def drain(service: Service, server: uvicorn.Server, seconds: float) -> Non
 
 
 @contextlib.contextmanager
-def _signals(service: Service, server: uvicorn.Server, drain_s: float):  # type: ignore[no-untyped-def]
+def _signals(service: Service, server: uvicorn.Server, drain_s: float) -> Iterator[None]:
     """Drain at SIGTERM; end at once at Ctrl-C and at a second SIGTERM."""
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()

@@ -27,6 +27,14 @@ def busy(endless: Path) -> Iterator[Running]:
         yield server
 
 
+def check_that_it_answers(server: Running) -> None:
+    got = server.client.chat.completions.create(
+        model="endless", messages=ENDLESS["messages"], max_tokens=3, seed=1,
+        extra_body={"top_k": 20},
+    )  # fmt: skip
+    assert got.usage and got.usage.completion_tokens == 3
+
+
 def begin(server: Running, **settings: Any) -> socket.socket:
     """Ask, and return the connection, whose answer is for the caller to read."""
     body = json.dumps({**ENDLESS, **settings}).encode()
@@ -126,14 +134,7 @@ def test_a_slow_reader_holds_up_nobody_and_is_cut_off(endless: Path) -> None:
         wait_for(lambda: counts(server)[0] == 1)
         others = 0
         while counts(server)[0] == 1:
-            got = server.client.chat.completions.create(
-                model="endless",
-                messages=ENDLESS["messages"],
-                max_tokens=3,
-                seed=1,
-                extra_body={"top_k": 20},
-            )
-            assert got.usage and got.usage.completion_tokens == 3
+            check_that_it_answers(server)
             others += 1
         assert others > 1
         wait_for(server.is_quiet)
@@ -189,14 +190,7 @@ def test_connections_dropped_midway_leave_nothing_behind(endless: Path) -> None:
         assert threading.active_count() == threads
         assert process.memory_info().rss - before < 20e6
         assert all(not slot.is_used for slot in server.engine._slots.slots)
-        got = server.client.chat.completions.create(
-            model="endless",
-            messages=ENDLESS["messages"],
-            max_tokens=3,
-            seed=1,
-            extra_body={"top_k": 20},
-        )
-        assert got.usage and got.usage.completion_tokens == 3
+        check_that_it_answers(server)
 
 
 def test_streams_share_a_bounded_number_of_chunks(
