@@ -8,11 +8,11 @@ from typing import Literal
 Script = Literal["digits", "words", "chinese"]
 LARGEST = 9999
 
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES = tuple(
+    """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+    fifteen sixteen seventeen eighteen nineteen""".split()  # noqa: SIM905 (a list would take a line a word)
+)
+_TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _HAN = "零一二三四五六七八九"
 _HAN_UNITS = ("", "十", "百", "千")
 
@@ -51,7 +51,7 @@ def in_chinese(number: int) -> str:
 
 _VALUES = {in_words(number): number for number in range(LARGEST + 1)}
 _CHINESE_VALUES = {in_chinese(number): number for number in range(LARGEST + 1)}
-_WORD = "|".join([*_ONES, *(ten for ten in _TENS if ten != "_"), "hundred", "thousand"])
+_WORD = "|".join([*_ONES, *filter(None, _TENS), "hundred", "thousand"])
 _NUMBER = re.compile(
     rf"(?P<digits>(?<![A-Za-z0-9_.])-?\d{{1,15}}(?:,\d{{3}})*(?![A-Za-z0-9_]|\.\d))"
     rf"|(?P<words>(?<![A-Za-z])(?:{_WORD})(?:(?:[ -]and)?[ -](?:{_WORD}))*(?![A-Za-z]))"

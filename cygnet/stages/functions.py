@@ -81,12 +81,16 @@ def check_takes(reference: str, count: int) -> None:
         ) from error
 
 
-def where_raised(error: BaseException) -> str:
-    """Return an exception as one line: its kind, what it says, where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+def raised(error: BaseException) -> str:
+    """Return an exception as one line: its kind and what it says."""
     said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said}{place}" if said else f"{type(error).__name__}{place}"
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def where_raised(error: BaseException) -> str:
+    """Return ` (FILE, line N)` of where an exception was raised, or nothing."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 @lru_cache(maxsize=64)
@@ -99,5 +103,5 @@ def _module(file: str) -> ModuleType:
     try:
         run(module)
     except (Exception, SystemExit) as error:
-        raise UserError(f"{file} cannot be run: {where_raised(error)}") from error
+        raise UserError(f"{file} cannot be run: {raised(error)}{where_raised(error)}") from error
     return module

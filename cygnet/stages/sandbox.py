@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from cygnet.errors import UserError
 
 START_S = 120.0
 """Python and a user's file may need so long to begin, on a busy machine."""
+INSIDE = "CYGNET_INSIDE_SANDBOX"
+"""Set in the environment of the processes that are started."""
 _CHUNK_BYTES = 65_536
 
 
@@ -32,12 +35,14 @@ class CallFailed(Exception):
     """A call gave no result; the text is one line.
 
     Attributes:
+        said: the text without the place in the code.
         ended: the process had to be ended for it (or ended itself), and was not only told of an
             exception.
     """
 
-    def __init__(self, text: str, ended: bool = False) -> None:
-        super().__init__(text)
+    def __init__(self, said: str, where: str = "", ended: bool = False) -> None:
+        super().__init__(said + where)
+        self.said = said
         self.ended = ended
 
 
@@ -98,7 +103,7 @@ class Sandbox:
         if answer.get("by_us"):
             raise UserError(answer["error"])
         if "error" in answer:
-            raise CallFailed(answer["error"])
+            raise CallFailed(answer["error"], answer.get("where", ""))
         return answer["result"]
 
     def close(self) -> None:
@@ -115,13 +120,14 @@ class Sandbox:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self._end()
-
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             return self._process
+        if INSIDE in os.environ:
+            raise UserError(
+                "a file whose functions Cygnet calls must not start Cygnet itself when it is read; "
+                'put what does so behind if __name__ == "__main__":'
+            )
         if self.limits.own_folder and self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="cygnet-tools-")
         package = str(Path(cygnet.__file__).parents[1])
@@ -131,9 +137,10 @@ class Sandbox:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=self._folder.name if self._folder else None,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), INSIDE: "1"},
             start_new_session=True,  # so that what it starts is ended with it
         )
+        weakref.finalize(self, _end, self._process)
         self.network = self._answer(self._process, b"", START_S)["network"]
         return self._process
 
@@ -168,15 +175,21 @@ class Sandbox:
 
     def _end(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        if process is not None:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and what it started, unless that was done."""
+    if process.stdin is None or process.stdin.closed:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
 
 
 def _how_ended(process: subprocess.Popen[bytes]) -> str:

@@ -15,13 +15,15 @@ import time
 from typing import Any
 
 from cygnet.errors import UserError
-from cygnet.stages.functions import load, where_raised
+from cygnet.stages.functions import load, raised, where_raised
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
-_NETWORK_EVENTS = ("socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg")
-_NETWORK_EVENTS += ("socket.getaddrinfo", "socket.gethostbyname")
-_PROCESS_EVENTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
-_PROCESS_EVENTS += ("os.forkpty", "os.spawn", "pty.spawn", "ctypes.dlopen")
+_REFUSED = frozenset(
+    """socket.connect socket.bind socket.sendto socket.sendmsg socket.getaddrinfo
+    socket.gethostbyname subprocess.Popen os.system os.exec os.posix_spawn os.fork os.forkpty
+    os.spawn pty.spawn ctypes.dlopen""".split()
+)
+"""Events of Python that lead to the network, or to programs that could reach it."""
 _LOOK_S = 1.0
 
 
@@ -57,7 +59,7 @@ def _answered(reference: str, arguments: list[Any] | dict[str, Any]) -> dict[str
         return {"error": "MemoryError: it asked for more memory than it may have"}
     # Whatever a stranger's function raises, even an exit, is its answer.
     except BaseException as error:  # noqa: BLE001
-        return {"error": where_raised(error)}
+        return {"error": raised(error), "where": where_raised(error)}
 
 
 def _write(results: Any, value: dict[str, Any]) -> None:
@@ -100,7 +102,7 @@ def _cut_network() -> str:
                 return "namespace"
 
     def refuse(event: str, _: Any) -> None:
-        if event in _NETWORK_EVENTS or event in _PROCESS_EVENTS:
+        if event in _REFUSED:
             raise PermissionError(f"{event}: tools have no network and start no programs")
 
     sys.addaudithook(refuse)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from cygnet.corpus.builtin import builtin_documents
+from cygnet.corpus.builtin import builtin_rows
 from cygnet.corpus.sentences import first_sentences
 from cygnet.errors import nearest
 
@@ -129,8 +129,8 @@ def _unit(name: str) -> tuple[str, float, float]:
 @lru_cache(maxsize=1)
 def _entries() -> dict[str, str]:
     """Return the first sentence of each article of the encyclopedia, by its title in lower case."""
-    return {
-        document.title.casefold(): first_sentences(document.fields["text"], 1)[:MAX_DEFINITION_CHARS]
-        for document in builtin_documents()
-        if document.kind_of == "encyclopedia_en"
-    }
+    entries = {}
+    for row in builtin_rows("encyclopedia_en"):
+        if sentence := first_sentences(row["text"], 1, MAX_DEFINITION_CHARS):
+            entries[row["title"].casefold()] = sentence
+    return entries

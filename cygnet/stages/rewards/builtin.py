@@ -43,9 +43,7 @@ def find_reward(text: str) -> Reward:
     try:
         weight = float(written)
     except ValueError:
-        raise UserError(
-            f"reward {text!r}: {written!r} is no weight; write NAME=NUMBER"
-        ) from None
+        raise UserError(f"reward {text!r}: {written!r} is no weight; write NAME=NUMBER") from None
     if is_file_reference(name):
         return Reward(name, absolute(name, "reward"), weight)
     if name not in BUILTIN:

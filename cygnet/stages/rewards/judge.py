@@ -106,7 +106,9 @@ class Judge:
                 "cygnet.stages.functions:check_takes", [reward.reference, 2], timeout_s=START_S
             )
         except UserError as error:
-            raise UserError(f"reward {reward.name}: {error}; it is called with (answer, row)") from error
+            raise UserError(
+                f"reward {reward.name}: {error}; it is called with (answer, row)"
+            ) from error
         except CallFailed as error:
             raise UserError(f"reward {reward.name}: its file {error}") from error
 

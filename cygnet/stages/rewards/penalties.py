@@ -10,7 +10,7 @@ MARGIN = 0.5
 
 
 def length(answer: str, row: Row) -> float:
-    """Return 0 for an answer of at most `row["max_chars"]` (400), falling to -1 at half as much more.
+    """Return 0 for at most `row["max_chars"]` (400) characters, falling to -1 at half as many more.
 
     As the soft overlong punishment of DAPO (Yu et al. 2025, equation 13), in characters.
     """
