@@ -8,10 +8,11 @@ from typing import Literal
 Script = Literal["digits", "words", "chinese"]
 LARGEST = 9999
 
-_ONES = tuple(
-    """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
-    fifteen sixteen seventeen eighteen nineteen""".split()  # noqa: SIM905 (a list would take a line a word)
-)
+_ONES = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+    "nineteen",
+)  # fmt: skip
 _TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _HAN = "零一二三四五六七八九"
 _HAN_UNITS = ("", "十", "百", "千")

@@ -18,11 +18,11 @@ from cygnet.errors import UserError
 from cygnet.stages.functions import load, raised, where_raised
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
-_REFUSED = frozenset(
-    """socket.connect socket.bind socket.sendto socket.sendmsg socket.getaddrinfo
-    socket.gethostbyname subprocess.Popen os.system os.exec os.posix_spawn os.fork os.forkpty
-    os.spawn pty.spawn ctypes.dlopen""".split()
-)
+_REFUSED = (
+    "socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo",
+    "socket.gethostbyname", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn",
+    "os.fork", "os.forkpty", "os.spawn", "pty.spawn", "ctypes.dlopen",
+)  # fmt: skip
 """Events of Python that lead to the network, or to programs that could reach it."""
 _LOOK_S = 1.0
 
