@@ -37,6 +37,7 @@ from cygnet.stages.grpo_losses import (
     policy_losses,
     token_shares,
 )
+from cygnet.stages.rewards.judge import check_failures
 from cygnet.stages.rollout import Environment, Episode, Roller, RolloutConfig, Row
 from cygnet.text.loader import IGNORE, Batch
 from cygnet.text.tokenizer import Tokenizer
@@ -96,8 +97,9 @@ class GrpoConfig:
     """Most prompts that are judged and not learnt from."""
     heldout_share: float = 0.1
     """Share of the prompts that are held out, by a hash of the prompt."""
-    heldout_temperature: float = 0.0
-    """At which held-out prompts are answered; 0 takes the likeliest tokens."""
+    heldout_temperature: float | None = None
+    """At which held-out prompts are answered; 0 takes the likeliest tokens, none is as in
+    training."""
     max_reward_failures: int = 100
     """Answers that no reward could judge, after which the run stops."""
 
@@ -110,7 +112,7 @@ class GrpoConfig:
         below_zero = [
             name
             for name in ("resample", "kl_coef", "overlong_buffer", "heldout_temperature")
-            if getattr(self, name) < 0
+            if (getattr(self, name) or 0) < 0
         ]
         if below_zero:
             raise UserError(f"{below_zero[0]} is {getattr(self, below_zero[0])}, below zero")
@@ -187,7 +189,8 @@ class GrpoStage:
             rows, self._roller(tokenizer, config.temperature), judge, config.group_size, seed,
             environment, self._overlong if config.overlong_buffer else None,
         )  # fmt: skip
-        self.heldout_roller = self._roller(tokenizer, config.heldout_temperature)
+        at = config.heldout_temperature
+        self.heldout_roller = self._roller(tokenizer, config.temperature if at is None else at)
         self.batches_per_epoch = len(rows) / config.prompts_per_step
         self.must_keep = False
         self._samples: list[dict[str, Any]] = []
@@ -307,13 +310,8 @@ class GrpoStage:
 
     def _check_failures(self, judge: Judge) -> None:
         told = gather((judge.num_failures, judge.first_failure))
-        total = sum(count for count, _ in told)
-        if total > self.config.max_reward_failures:
-            first = next(text for _, text in told if text)
-            raise RunStopped(
-                f"{total} answers could not be judged, {self.config.max_reward_failures} are "
-                f"allowed (--max_reward_failures). The first: {first}"
-            )
+        first = next((text for _, text in told if text), None)
+        check_failures(sum(count for count, _ in told), self.config.max_reward_failures, first)
 
     # What is told
 
