@@ -4,6 +4,7 @@ A stage is made alike in every process, from what is in the request alone.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from cygnet.config import TrainConfig
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
+from cygnet.stages.grpo import GrpoConfig, GrpoStage
 from cygnet.stages.next_token import NextTokenStage
 from cygnet.text.loader import IGNORE, Batch
 from cygnet.text.shards import ShardReader
@@ -89,7 +91,42 @@ def _scored(
     )
 
 
+@dataclass(frozen=True)
+class Worth:
+    total: float
+    parts: dict[str, float]
+    failure: str | None = None
+
+
+class ByLength:
+    """Likes answers by the remainder of their length; cannot judge those of one remainder."""
+
+    num_failures, first_failure = 0, None
+
+    def judge(self, answer: str, row: Any, messages: Any = None) -> Worth:
+        value = len(answer) % 7 / 7
+        return Worth(value, {"length": value}, "six" if len(answer) % 7 == 6 else None)
+
+
+def _grpo(
+    model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+) -> Made:
+    method = GrpoConfig(
+        loss="dapo", prompts_per_step=3, group_size=3, updates_per_rollout=2, resample=1,
+        kl_coef=0.05, max_new_tokens=8, heldout_prompts=3,
+    )  # fmt: skip
+    rows = [{"prompt": f"a {'b' * length}"} for length in range(1, 9)]
+    reference = Transformer(model.config)
+    reference.load_state_dict(model.state_dict())
+    stage = GrpoStage(
+        tokenizer, rows[:5], rows[5:], ByLength(), method, config.max_seq_len, config.seed,
+        reference.requires_grad_(False),
+    )  # fmt: skip
+    return model, stage
+
+
 MAKERS: dict[str, Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]] = {
     "echo": _plain(EchoStage),
     "scored": _scored,
+    "grpo": _grpo,
 }
