@@ -3,8 +3,9 @@
 Every row is one conversation: {"messages", "kind", "subject"}, where it was read ("source", see
 `Document.source`) unless it is small talk and, for a poem whose form is named in the request,
 "form". A user's own conversation is of the kind "chat", with "group", its row's own `kind` or else
-the file's name, and in training with "weight" where its file has one. What is made of a document depends on the document and the seed alone, and
-which documents are taken on a hash of their id, so that nothing hangs on their order.
+the file's name, and in training with "weight" where its file has one. What is made of a document
+depends on the document and the seed alone, and which documents are taken on a hash of their id, so
+that nothing hangs on their order.
 """
 
 from __future__ import annotations

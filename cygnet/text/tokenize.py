@@ -34,7 +34,7 @@ from cygnet.text.shards import (
 from cygnet.text.tokenizer import CHUNK_TEXTS, Tokenizer, chunks
 
 LossOn = Literal["assistant", "all", "last"]
-"""Which tokens of a conversation are learnt: what the assistant writes, every token behind the first,
+"""Which tokens of a conversation are learnt: what the assistant writes, every one behind the first,
 or the assistant's last turn."""
 
 NAMED_ROWS = 20
@@ -222,7 +222,7 @@ class _Encoding:
         self, chunk: Sequence[tuple[int, dict[str, Any]]]
     ) -> list[tuple[list[int], list[bool], str]]:
         """Return ids, labels and kind of what can be learnt of some numbered rows."""
-        usable = [row for line, row in chunk if (row := self._read(line, row)) is not None]
+        usable = [read for line, row in chunk if (read := self._read(line, row)) is not None]
         chats = encode_chats(
             self._tokenizer, [row.messages for row in usable], [row.tools for row in usable]
         )
