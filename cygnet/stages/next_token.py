@@ -54,11 +54,11 @@ class NextTokenStage:
         self.heldout_kinds: list[str] = []
         if heldout is not None:
             rows = PackedLoader(heldout, HELDOUT_ROWS_AT_ONCE, config.max_seq_len, config.seed)
-            count = max(HELDOUT_TOKENS // (HELDOUT_ROWS_AT_ONCE * config.max_seq_len), 1)
-            self.heldout_batches = [
-                (rows.batch(n), rows.kinds(n))
-                for n in range(min(count, int(rows.batches_per_epoch) or 1))
-            ]
+            most = max(HELDOUT_TOKENS // config.max_seq_len, HELDOUT_ROWS_AT_ONCE)
+            num_rows = min(most, rows.num_rows)
+            for first in range(0, num_rows, HELDOUT_ROWS_AT_ONCE):
+                part = (first, min(HELDOUT_ROWS_AT_ONCE, num_rows - first))
+                self.heldout_batches.append((rows.take(*part), rows.kinds(*part)))
             self.heldout_kinds = [metric_name(kind) for kind in heldout.kinds]
 
     def compile(self) -> None:

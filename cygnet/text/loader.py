@@ -132,13 +132,13 @@ class PackedLoader:
             positions.flat[at] = position
         return Batch(*map(torch.from_numpy, (tokens, labels, document_ids, positions)))
 
-    def kinds(self, number: int) -> Tensor:
-        """Return of which kind each position of batch `number` is: (B, T) int64.
+    def kinds(self, first: int, count: int) -> Tensor:
+        """Return of which kind each position of the rows that `take` gives is: (count, T) int64.
 
         An index into the reader's `kinds`; 0 where kinds are not told apart; -1 at padding.
         """
-        kinds = np.full((self.rows_per_batch, self.seq_len), PADDING, np.int64)
-        for shard, piece, at in self._filled(number * self.rows_per_batch, self.rows_per_batch):
+        kinds = np.full((count, self.seq_len), PADDING, np.int64)
+        for shard, piece, at in self._filled(first, count):
             of_piece = 0 if shard.kinds is None else shard.kinds[_documents(shard, piece)]
             kinds.flat[at] = np.repeat(np.broadcast_to(of_piece, len(piece.lengths)), piece.lengths)
         return torch.from_numpy(kinds)
