@@ -17,18 +17,16 @@ from cygnet.errors import UserError
 from cygnet.export.huggingface import load_folder, save_folder
 from cygnet.files import JsonlWriter
 from cygnet.model.transformer import Transformer
-from cygnet.stages import dpo as dpo_module
-from cygnet.stages.dpo import (
-    DpoConfig,
-    DpoStage,
-    PairBatch,
+from cygnet.stages import answer_rows
+from cygnet.stages.answer_rows import (
+    AnswerBatch,
     PairRows,
     answer_log_probs,
-    dpo,
     encode_pair,
     reference_log_probs,
     with_reference,
 )
+from cygnet.stages.dpo import DpoConfig, DpoStage, dpo
 from cygnet.text.tokenizer import Tokenizer
 from tests.models import random_model
 
@@ -109,7 +107,7 @@ def test_small_chunks_of_logits_change_nothing(
     model, rows = random_model(), PairRows(pairs, tokenizer, SEQ_LEN).rows
     results = []
     for size in (10_000, 7):
-        monkeypatch.setattr(dpo_module, "CHUNK_POSITIONS", size)
+        monkeypatch.setattr(answer_rows, "CHUNK_POSITIONS", size)
         model.zero_grad()
         sums, _ = answer_log_probs(model, rows)
         sums.mean().backward()
@@ -123,7 +121,7 @@ def test_a_batch_keeps_its_reference_through_slices_and_moves(
 ) -> None:
     model = random_model()
     part = make_stage(model, tokenizer, pairs).batch(0).rows(1, 3).to("cpu")
-    assert isinstance(part, PairBatch)
+    assert isinstance(part, AnswerBatch)
     sums, _ = answer_log_probs(model, part)
     torch.testing.assert_close(part.reference[~part.reference.isnan()], sums.detach())
 
