@@ -5,7 +5,7 @@ Shapes: B rows, T positions, D documents of all rows, P = D / 2 pairs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -151,7 +151,7 @@ class DpoStage:
         """Return what the model answers to some held-out prompts."""
         return self.prompts.answered(call) if self.prompts else []
 
-    def watch(self, step: int, metrics: Mapping[str, float]) -> None:
+    def watch(self, step: int, metrics: dict[str, float]) -> None:
         """Say what in a logged line has left its healthy range."""
         self.watching(step, metrics)
 
