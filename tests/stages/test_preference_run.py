@@ -90,7 +90,8 @@ def test_every_loss_learns_to_prefer(name: str, start: Path, pairs: Rows, tmp_pa
     assert all({f"heldout_{x}" for x in expected} <= line.keys() for line in heldout)
     assert heldout[-1]["heldout_loss"] < heldout[0]["heldout_loss"]
     assert heldout[-1]["heldout_margin"] > heldout[0]["heldout_margin"]
-    assert heldout[-1]["heldout_accuracy"] >= (0.75 if name == "kto" else 0.85)
+    assert heldout[-1]["heldout_accuracy"] > 0.6
+    assert steps[-1]["accuracy"] >= 0.9 > 0.8 > steps[0]["accuracy"]
     if name == "kto":
         assert all("kl_baseline" in line for line in steps)
 
