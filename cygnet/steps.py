@@ -137,7 +137,7 @@ def evaluate_stages(
             tokenizer,
             rows.get("data", []),
             rows.get("instructions", []),
-            rows.get("pairs", []),
+            [row for row in rows.get("pairs", []) if "chosen" in row],  # others have labels
             config,
         )
         result.save(own / EVAL_RESULT)

@@ -3,9 +3,10 @@
 A stage is made alike in every process, from what is in the request alone.
 """
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,10 @@ from torch import Tensor
 from cygnet.config import TrainConfig
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
+from cygnet.stages.answer_rows import AnswerBatch, answer_log_probs, lay_out, with_reference
+from cygnet.stages.dpo import DpoConfig, DpoStage, KtoStage
 from cygnet.stages.grpo import GrpoConfig, GrpoStage
+from cygnet.stages.kto import labelled_batch
 from cygnet.stages.next_token import NextTokenStage
 from cygnet.text.loader import IGNORE, Batch
 from cygnet.text.shards import ShardReader
@@ -125,8 +129,47 @@ def _grpo(
     return model, stage
 
 
+def _preference(
+    loss: Literal["orpo", "kto"],
+) -> Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]:
+    """Pairs, or answers with labels, of random tokens; other answers stand for mismatched ones."""
+
+    def make(
+        model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+    ) -> Made:
+        chooser = random.Random(4)
+
+        def answers(num_rows: int) -> AnswerBatch:
+            rows = []
+            for _ in range(num_rows):
+                groups = []
+                for _ in range(chooser.choice((2, 4))):  # rows weigh differently
+                    ids = chooser.choices(range(tokenizer.vocab_size), k=chooser.randint(3, 8))
+                    groups.append((ids, [at > 0 for at in range(len(ids))]))
+                rows.append(groups)
+            packed = lay_out(rows, config.max_seq_len)
+            with torch.no_grad():
+                found, _ = answer_log_probs(model, packed)
+            return with_reference(packed, found - 1.5)  # so that z_0 is above zero
+
+        train, heldout = answers(13), answers(3)
+        settings = DpoConfig(loss=loss, beta=0.5)
+        if loss == "orpo":
+            return model, DpoStage(train, heldout, config, settings)
+        labelled = []
+        for rows in (train, heldout):
+            labels = [float(chooser.random() < 0.4) for _ in rows.reference.flatten()]
+            labels = torch.tensor(labels)[: int((~rows.reference.isnan()).sum())]
+            labelled.append((labelled_batch(rows, labels), answers(len(rows.tokens))))
+        return model, KtoStage(*labelled, config, settings)
+
+    return make
+
+
 MAKERS: dict[str, Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]] = {
     "echo": _plain(EchoStage),
     "scored": _scored,
     "grpo": _grpo,
+    "orpo": _preference("orpo"),
+    "kto": _preference("kto"),
 }
