@@ -9,9 +9,11 @@ from typing import ClassVar
 from cygnet.config import TrainConfig
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.export.huggingface import find_model
+from cygnet.model.lora import LoraConfig
 from cygnet.stages.sft import sft
 from cygnet.steps import (
     From,
+    Lora,
     Train,
     data_folder,
     finish,
@@ -35,6 +37,7 @@ class SftCommand:
     out: Path = Path("runs/sft")
     """The run folder."""
     instructions: InstructionConfig = InstructionConfig()
+    lora: Lora = LoraConfig()
     sft: Train = TrainConfig(epochs=2, learning_rate=1e-3)
 
 
@@ -48,5 +51,5 @@ def sft_command(config: SftCommand) -> None:
             instructions = make_instructions(data, out / "instructions", config.instructions)
         else:
             instructions = learnt_instructions("sft", start, out, config.instructions)
-    model = sft(instructions, start, out / "shards", out, config.sft)
+    model = sft(instructions, start, out / "shards", out, config.sft, lora=config.lora)
     finish(out, model, f"cygnet dpo --from {out}")

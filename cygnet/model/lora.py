@@ -16,17 +16,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cygnet.errors import UserError, nearest
-from cygnet.model.nf4 import Nf4Weight
+from cygnet.model.nf4 import Nf4Weight, unpacked
 from cygnet.model.transformer import Linear, Transformer
 
 LORA_A, LORA_B, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"
+PACKED = ("packed.codes", "packed.magnitudes")
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of attention and feed-forward."""
 
@@ -75,6 +77,9 @@ class LoraConfig:
         return self.lora_alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
+NO_LORA = LoraConfig()
+
+
 @dataclass(frozen=True)
 class Adapter:
     """An adapter apart from its model.
@@ -103,7 +108,6 @@ class LoraLinear(Linear):
             super().__init__(base.in_features, base.out_features, bias=base.bias is not None)
         self.rank = rank or config.lora_rank
         self.scale, self.dropout = config.scale(self.rank), config.lora_dropout
-        self.config = config
         weight, bias = base.weight.detach(), base.bias
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.packed: Nf4Weight | None = None
@@ -112,9 +116,9 @@ class LoraLinear(Linear):
             del self.weight
         else:
             self.weight = nn.Parameter(weight, requires_grad=False)
-        like = {"device": weight.device, "dtype": torch.float32}
-        self.lora_A = nn.Parameter(torch.zeros(self.rank, base.in_features, **like))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, self.rank, **like))
+        zeros = partial(torch.zeros, device=weight.device, dtype=torch.float32)
+        self.lora_A = nn.Parameter(zeros(self.rank, base.in_features))
+        self.lora_B = nn.Parameter(zeros(base.out_features, self.rank))
         self.lora_magnitude_vector: nn.Parameter | None = None
         if config.use_dora:
             self.lora_magnitude_vector = nn.Parameter(self.base().float().norm(dim=1))
@@ -143,15 +147,6 @@ class LoraLinear(Linear):
         if self.lora_magnitude_vector is not None:
             whole = whole * self._rescaling().to(x.dtype)
         return whole if self.bias is None else whole + self.bias.to(x.dtype)
-
-    @torch.no_grad()
-    def merged(self) -> Tensor:
-        """Return the one matrix that computes the same, (O, I) float32."""
-        matrix = self.base().float() + self.scale * (self.lora_B.float() @ self.lora_A.float())
-        if self.lora_magnitude_vector is None:
-            return matrix
-        length = matrix.norm(dim=1).clamp(min=TINY)
-        return matrix * (self.lora_magnitude_vector.float() / length)[:, None]
 
     def _rescaling(self) -> Tensor:
         """Return magnitude / length of each row of W + s B A, (O,) float32.
@@ -185,6 +180,7 @@ def add_lora(model: Transformer, config: LoraConfig, generator: torch.Generator)
         layer = LoraLinear(_linear(model, name), config)
         layer.draw(generator)
         model.set_submodule(name, layer)
+    _note(model, config)
 
 
 def put_adapter(model: Transformer, adapter: Adapter) -> None:
@@ -198,6 +194,7 @@ def put_adapter(model: Transformer, adapter: Adapter) -> None:
     for name, rank in ranks.items():
         model.set_submodule(name, LoraLinear(_linear(model, name), adapter.config, rank))
     model.load_state_dict(dict(adapter.weights), strict=False)
+    _note(model, adapter.config)
 
 
 def take_adapter(model: Transformer) -> Adapter | None:
@@ -220,6 +217,7 @@ def remove_adapter(model: Transformer) -> None:
     """Take the adapter off a model, in place: what remains is the frozen base."""
     for name, layer in _adapted(model):
         model.set_submodule(name, _plain(layer, layer.base()))
+    _note(model, None)
 
 
 @torch.no_grad()
@@ -229,23 +227,43 @@ def merged(model: Transformer) -> Transformer:
     What has no adapter is shared, not copied; a model without any is returned itself. Of a base in
     4 bits it is that base which is merged, as training saw it.
     """
-    adapted = dict(_adapted(model))
-    if not adapted:
+    config = lora_of(model)
+    if config is None:
         return model
-    own: dict[str, Tensor] = model.state_dict()
-    weights = {}
-    for name, tensor in own.items():
-        module, _, last = name.rpartition(".")
-        if module.removesuffix(".packed") not in adapted or last == "bias":
-            weights[name] = tensor
-    for name, layer in adapted.items():
-        weights[f"{name}.weight"] = layer.merged()
+    weights = plain_weights(model.state_dict(), config)
     return type(model).from_weights(model.config, weights, model.compute_dtype)
 
 
+@torch.no_grad()
+def plain_weights(weights: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
+    """Return the state dict of the plain model from that of one with an adapter of `config`."""
+    named = [n.removesuffix(f".{LORA_A}") for n in weights if n.endswith(f".{LORA_A}")]
+    parts = (LORA_A, LORA_B, MAGNITUDE, *PACKED)
+    replaced = {f"{name}.{part}" for name in named for part in parts}
+    plain = {name: tensor for name, tensor in weights.items() if name not in replaced}
+    for name in named:
+        a, b = weights[f"{name}.{LORA_A}"].float(), weights[f"{name}.{LORA_B}"].float()
+        if f"{name}.packed.codes" in weights:
+            codes, magnitudes = (weights[f"{name}.{part}"] for part in PACKED)
+            base = unpacked(codes, magnitudes, [len(b), a.shape[1]], torch.float32)
+        else:
+            base = weights[f"{name}.weight"].float()
+        matrix = base + config.scale(len(a)) * (b @ a)
+        magnitude = weights.get(f"{name}.{MAGNITUDE}")
+        if magnitude is not None:
+            length = matrix.norm(dim=1).clamp(min=TINY)
+            matrix = matrix * (magnitude.float() / length)[:, None]
+        plain[f"{name}.weight"] = matrix
+    return plain
+
+
 def lora_of(model: nn.Module) -> LoraConfig | None:
-    """Return the settings of the adapter on a model, or None where there is none."""
-    return next((layer.config for _, layer in _adapted(model)), None)
+    """Return the settings of the adapter on a model, or None where there is none.
+
+    A process that holds a part of a model knows them, whether that part has an adapter or not.
+    """
+    found: Any = getattr(model, "lora_config", None)
+    return found
 
 
 def is_adapter(name: str) -> bool:
@@ -340,6 +358,10 @@ def _plain(layer: LoraLinear, weight: Tensor) -> Linear:
     if layer.bias is not None:
         plain.bias = layer.bias
     return plain
+
+
+def _note(model: nn.Module, config: LoraConfig | None) -> None:
+    cast(Any, model).lora_config = config
 
 
 def _freeze(model: Transformer) -> None:

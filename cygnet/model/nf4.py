@@ -51,7 +51,7 @@ class Nf4Weight(nn.Module):
 
     def whole(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the matrix that the codes stand for, (out, in)."""
-        return _unpacked(self.codes, self.magnitudes, self.shape, dtype)
+        return unpacked(self.codes, self.magnitudes, self.shape, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out), in the type of x; the backward pass unpacks anew."""
@@ -59,7 +59,8 @@ class Nf4Weight(nn.Module):
         return product
 
 
-def _unpacked(codes: Tensor, magnitudes: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
+def unpacked(codes: Tensor, magnitudes: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
+    """Return the matrix, of that shape and type, that the buffers of an `Nf4Weight` stand for."""
     unpack = _operations().dequantize_4bit
     whole: Tensor = unpack(codes, magnitudes.view(torch.float32), BLOCK, "nf4", shape, dtype)
     return whole
@@ -72,11 +73,11 @@ class _FrozenProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, codes: Tensor, magnitudes: Tensor, shape: list[int]) -> Tensor:
         ctx.save_for_backward(codes, magnitudes)
         ctx.shape = shape
-        return F.linear(x, _unpacked(codes, magnitudes, shape, x.dtype))
+        return F.linear(x, unpacked(codes, magnitudes, shape, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = gradients
         codes, magnitudes = ctx.saved_tensors
-        whole = _unpacked(codes, magnitudes, ctx.shape, gradient.dtype)
+        whole = unpacked(codes, magnitudes, ctx.shape, gradient.dtype)
         return gradient @ whole, None, None, None

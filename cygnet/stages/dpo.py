@@ -27,6 +27,7 @@ from cygnet.config import TrainConfig
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.errors import UserError
 from cygnet.files import sha256_file, write_atomic
+from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.model.loss import CHUNK_POSITIONS, token_log_probs
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say, track
@@ -336,6 +337,7 @@ def dpo(
     config: TrainConfig,
     preference: DpoConfig,
     renew: bool = False,
+    lora: LoraConfig = NO_LORA,
 ) -> Path:
     """Align the model at `start` with a folder of pairs and return the model folder.
 
@@ -346,7 +348,7 @@ def dpo(
         run: the run folder.
         config: training settings.
         preference: the loss.
-        renew: see `train_and_save`.
+        renew, lora: see `train_and_save`.
 
     Raises:
         UserError: `start` is no model, a pair is damaged, or no pair fits a row.
@@ -383,7 +385,9 @@ def dpo(
         prompts = _asked(tokenizer, pairs[HELDOUT], config.max_seq_len)
         return DpoStage(packed[0], packed[1], config, preference, sources[0], prompts)
 
-    return train_and_save("dpo", model, tokenizer, stage, config, run, inputs, renew)
+    return train_and_save(
+        "dpo", model, tokenizer, stage, config, run, inputs, renew, lora=lora, start=start
+    )
 
 
 def _say_skipped(name: str, found: PairRows, places: Sequence[str]) -> None:

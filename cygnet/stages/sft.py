@@ -7,6 +7,7 @@ from pathlib import Path
 from cygnet.config import TrainConfig
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.files import sha256_file
+from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.stages.launch import load_start, train_and_save
 from cygnet.stages.next_token import NextTokenStage, open_shards
 from cygnet.stages.pretrain import check_context
@@ -20,6 +21,7 @@ def sft(
     run: Path,
     config: TrainConfig,
     renew: bool = False,
+    lora: LoraConfig = NO_LORA,
 ) -> Path:
     """Tune the model at `start` on an instructions folder and return the model folder.
 
@@ -29,7 +31,7 @@ def sft(
         shards: where the token shards are, or are made.
         run: the run folder.
         config: training settings.
-        renew: see `train_and_save`.
+        renew, lora: see `train_and_save`.
 
     Raises:
         UserError: `start` is no model, or no conversation has an answer that fits.
@@ -44,4 +46,6 @@ def sft(
             tokenize_conversations(instructions / split, tokenizer, rows, config.max_seq_len)
         return NextTokenStage("sft", *open_shards(shards, tokenizer.hash), config, tokenizer)
 
-    return train_and_save("sft", model, tokenizer, stage, config, run, inputs, renew)
+    return train_and_save(
+        "sft", model, tokenizer, stage, config, run, inputs, renew, lora=lora, start=start
+    )
