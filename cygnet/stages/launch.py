@@ -6,7 +6,6 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def train_and_save(
         UserError: another run is writing into the folder, or what `Engine.train` raises.
     """
     if lora.lora:
-        inputs = {**inputs, "lora": asdict(lora)}
+        inputs = {**inputs, "lora": plain(lora)}
     origin = {"stage": name, "model": plain(model.config), "inputs": inputs}
     connect(config.timeout_s)
     choose_device(config.device)  # before anything is moved
