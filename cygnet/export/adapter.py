@@ -40,6 +40,19 @@ _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways of drawing A and B that change the base too."""
 
 
+def refuse_adapter(folder: Path) -> None:
+    """Refuse an adapter's folder where a whole model is wanted, and say what can be done with it.
+
+    Raises:
+        UserError: it is one.
+    """
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder}: an adapter (LoRA), not a whole model; cygnet export BASE --adapter "
+            f"{folder} merges it into its base, cygnet serve BASE --adapter {folder} offers it"
+        )
+
+
 def base_hash(model: Transformer) -> str:
     """Return a SHA-256 of a model's weights, whatever files and types of float they come from.
 

@@ -16,7 +16,7 @@ import tyro
 
 from cygnet import __version__
 from cygnet.errors import UserError
-from cygnet.export.adapter import ADAPTER_WEIGHTS, with_adapter
+from cygnet.export.adapter import ADAPTER_WEIGHTS, refuse_adapter, with_adapter
 from cygnet.export.architecture import read_notes
 from cygnet.export.engines import (
     check_ctranslate2,
@@ -281,11 +281,7 @@ def _check_source(source: Path) -> None:
         raise UserError(f"{source}: GGUF is written, not read; give the safetensors it came from")
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; give one with config.json and safetensors")
-    if (source / "adapter_config.json").exists() and not (source / "config.json").exists():
-        raise UserError(
-            f"{source}: an adapter (LoRA), not a whole model; cygnet "
-            f"export BASE --adapter {source} merges it into its base"
-        )
+    refuse_adapter(source)
     weight_files(source)
     if not (source / "tokenizer.json").exists():
         others = [n for n in ("tokenizer.model", "vocab.json") if (source / n).exists()]

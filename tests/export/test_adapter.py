@@ -22,14 +22,15 @@ from cygnet.export.adapter import (
 from cygnet.export.command import ExportCommand, ImportCommand, export_command, import_command
 from cygnet.export.huggingface import load_folder, save_folder
 from cygnet.files import read_json, write_json
-from cygnet.model.lora import put_adapter, take_adapter
+from cygnet.model.lora import merged, put_adapter, take_adapter
+from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
 from cygnet.text.tokenizer import train_tokenizer
 from tests.export.foreign import TEXTS, foreign_folder
 from tests.model.test_lora import trained
 from tests.models import random_model
 
-TOKENS = torch.randint(0, 300, (2, 40), generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(0, 299, (2, 40), generator=torch.Generator().manual_seed(0))
 KINDS = [
     ("cygnet", {}), ("qwen3", {"use_dora": True}), ("qwen2", {"use_rslora": True}),
     ("llama", {"use_dora": True, "lora_targets": ("v_proj", "layers.1.mlp.down_proj")}),
@@ -155,6 +156,37 @@ def test_what_cygnet_cannot_run_is_refused(
     write_json(path, {**read_json(path), **change})
     with pytest.raises(UserError, match=told):
         load_adapter(tmp_path / "adapter")
+
+
+def test_a_score_is_saved_with_its_adapter(tmp_path: Path) -> None:
+    """A reward model's last layer is new, and PEFT loads it as one of `modules_to_save`."""
+    base = base_folder("cygnet", tmp_path / "base")
+    model = ScoringTransformer.around(load_folder(base)[0])
+    sha256 = base_hash(model)
+    assert sha256 == base_hash(load_folder(base)[0])
+    trained(model)
+    assert model.score.weight.requires_grad
+    with torch.no_grad():
+        model.score.weight.normal_(generator=torch.Generator().manual_seed(0))
+        expected = model.scores(model(TOKENS))[:, -1]
+        torch.testing.assert_close((plain := merged(model)).scores(plain(TOKENS))[:, -1], expected)
+    adapter = take_adapter(model)
+    assert adapter
+    save_adapter(adapter, tmp_path / "adapter", str(base), sha256)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=1, pad_token_id=299
+    )
+    both = peft.PeftModel.from_pretrained(theirs, str(tmp_path / "adapter"))
+    with torch.no_grad():
+        torch.testing.assert_close(both(TOKENS).logits[:, 0], expected, **CLOSE)
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    saved(base_folder("cygnet", tmp_path / "base"), tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"an adapter \(LoRA\), not a whole model; cygnet export"):
+        load_folder(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"an adapter \(LoRA\), not a whole model"):
+        import_command(ImportCommand(folder=tmp_path / "adapter", out=tmp_path / "out"))
 
 
 def test_broken_adapters_are_refused(tmp_path: Path) -> None:
