@@ -20,6 +20,7 @@ from cygnet.evals.result import EvalConfig
 from cygnet.export.huggingface import find_model, load_folder
 from cygnet.files import read_json, read_jsonl, sha256_file, write_json
 from cygnet.generate.generator import Generator
+from cygnet.model.lora import LoraConfig
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say
 from cygnet.stages.pairs import PairConfig, build_pairs
@@ -30,6 +31,7 @@ from cygnet.train.run_folder import data_of, differences, stage_folders
 INPUTS, EVAL_INPUTS, EVAL_RESULT = "inputs.json", "eval_inputs.json", "eval.json"
 From = Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN_OR_MODEL")]
 Train = Annotated[TrainConfig, tyro.conf.arg(name="")]
+Lora = Annotated[LoraConfig, tyro.conf.arg(name="")]
 
 
 def train_tokenizer_step(data: Path, out: Path, vocab_size: int) -> Path:

@@ -12,9 +12,11 @@ from cygnet.config import TrainConfig
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.corpus.mixture import parse_mixture
 from cygnet.export.huggingface import find_model
+from cygnet.model.lora import LoraConfig
 from cygnet.stages.sft import SftConfig, sft
 from cygnet.steps import (
     From,
+    Lora,
     Train,
     data_folder,
     finish,
@@ -40,6 +42,7 @@ class SftCommand:
     """The run folder."""
     instructions: InstructionConfig = InstructionConfig()
     tuning: Annotated[SftConfig, tyro.conf.arg(name="")] = SftConfig()
+    lora: Lora = LoraConfig()
     sft: Train = TrainConfig(epochs=2, learning_rate=1e-3)
 
 
@@ -56,5 +59,8 @@ def sft_command(config: SftCommand) -> None:
             )
         else:
             instructions = learnt_instructions("sft", start, out, config.instructions)
-    model = sft(instructions, start, out / "shards", out, config.sft, tuning=config.tuning)
+    model = sft(
+        instructions, start, out / "shards", out, config.sft,
+        tuning=config.tuning, lora=config.lora,
+    )  # fmt: skip
     finish(out, model, f"cygnet dpo --from {out}")

@@ -14,6 +14,7 @@ from cygnet.config import TrainConfig
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.errors import UserError, nearest
 from cygnet.files import sha256_file
+from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.progress import say
 from cygnet.stages.launch import load_start, train_and_save
 from cygnet.stages.next_token import NextTokenStage, open_shards
@@ -56,6 +57,7 @@ def sft(
     config: TrainConfig,
     renew: bool = False,
     tuning: SftConfig | None = None,
+    lora: LoraConfig = NO_LORA,
 ) -> Path:
     """Tune the model at `start` on an instructions folder and return the model folder.
 
@@ -65,7 +67,7 @@ def sft(
         shards: where the token shards are, or are made.
         run: the run folder.
         config: training settings.
-        renew: see `train_and_save`.
+        renew, lora: see `train_and_save`.
         tuning: what is learnt.
 
     Raises:
@@ -84,7 +86,9 @@ def sft(
         make_shards(instructions, tokenizer, shards, config.max_seq_len, tuning)
         return NextTokenStage("sft", *open_shards(shards, tokenizer.hash), config, tokenizer)
 
-    return train_and_save("sft", model, tokenizer, stage, config, run, inputs, renew)
+    return train_and_save(
+        "sft", model, tokenizer, stage, config, run, inputs, renew, lora=lora, start=start
+    )
 
 
 def make_shards(

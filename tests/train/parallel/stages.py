@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cygnet.config import TrainConfig
+from cygnet.model.lora import LoraConfig, add_lora
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
 from cygnet.stages.answer_rows import AnswerBatch, answer_log_probs, lay_out, with_reference
@@ -26,6 +27,7 @@ from cygnet.train.parallel.group import gather, world
 from cygnet.train.stage import Policy
 
 Made = tuple[Transformer, Any]
+Maker = Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]
 
 
 class EchoStage(NextTokenStage):
@@ -65,6 +67,14 @@ class EchoStage(NextTokenStage):
             self.collected = Batch(**state)
 
 
+class LoraStage(EchoStage):
+    """As its parent, which asks the merged model."""
+
+    def judge(self, policy: Policy) -> dict[str, float]:
+        merged = policy().state_dict()
+        return {"heldout_size": sum(float((t.float() ** 3).sum()) for t in merged.values())}
+
+
 class ScoredStage(NextTokenStage):
     """Learns the next token, and to give each token its position as its score."""
 
@@ -75,9 +85,7 @@ class ScoredStage(NextTokenStage):
         return loss + error, {"score_error": error.detach()}
 
 
-def _plain(
-    kind: type[NextTokenStage],
-) -> Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]:
+def _plain(kind: type[NextTokenStage]) -> Maker:
     def make(
         model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
     ) -> Made:
@@ -131,7 +139,7 @@ def _grpo(
 
 def _preference(
     loss: Literal["orpo", "kto"],
-) -> Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]:
+) -> Maker:
     """Pairs, or answers with labels, of random tokens; other answers stand for mismatched ones."""
 
     def make(
@@ -163,13 +171,27 @@ def _preference(
             labelled.append((labelled_batch(rows, labels), answers(len(rows.tokens))))
         return model, KtoStage(*labelled, config, settings)
 
+
+def _adapted(**settings: Any) -> Maker:
+    def make(
+        model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+    ) -> Made:
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():  # rows of zeros, with which training begins, have no direction
+            for block in model.model.layers:
+                for layer in (block.self_attn.o_proj, block.mlp.down_proj):
+                    layer.weight.normal_(0, 0.05, generator=generator)
+        add_lora(model, LoraConfig(lora=True, lora_rank=3, **settings), generator)
+        return model, LoraStage("sft", shards, shards, config, tokenizer)
+
     return make
 
 
-MAKERS: dict[str, Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]] = {
+MAKERS: dict[str, Maker] = {
     "echo": _plain(EchoStage),
     "scored": _scored,
     "grpo": _grpo,
     "orpo": _preference("orpo"),
     "kto": _preference("kto"),
+    "lora": _adapted(use_dora=True),
 }
