@@ -44,35 +44,35 @@ VERBS = {
     ),
     "data": Verb(
         "raw files to clean documents, with a report of what was dropped",
-        "cygnet.recipe", "DataCommand", "data_command",
+        "cygnet.commands.data", "DataCommand", "data_command",
         ("cygnet data --about", "cygnet data --data notes/ --out runs/mine/data"),
     ),
     "tokenizer": Verb(
         "train a byte-level BPE tokenizer on clean documents",
-        "cygnet.recipe", "TokenizerCommand", "tokenizer_command",
+        "cygnet.commands.tokenizer", "TokenizerCommand", "tokenizer_command",
         ("cygnet tokenizer --data runs/mine/data --out runs/mine/tokenizer --vocab-size 8000",),
     ),
     "pretrain": Verb(
         "learn language from text",
-        "cygnet.recipe", "PretrainCommand", "pretrain_command",
+        "cygnet.commands.pretrain", "PretrainCommand", "pretrain_command",
         ("cygnet pretrain --preset 26m --epochs 1 --out runs/first",
          "cygnet pretrain --data notes/ --preset 64m --tokens 200_000_000 --use_wandb"),
     ),
     "sft": Verb(
         "learn to answer: instruction tuning on conversations",
-        "cygnet.recipe", "SftCommand", "sft_command",
+        "cygnet.commands.sft", "SftCommand", "sft_command",
         ("cygnet sft --from runs/first --out runs/first-sft",
          "cygnet sft --from runs/first --data chats.jsonl --epochs 2 --out runs/mine-sft"),
     ),
     "dpo": Verb(
         "learn to prefer: direct preference optimization on pairs",
-        "cygnet.recipe", "DpoCommand", "dpo_command",
+        "cygnet.commands.dpo", "DpoCommand", "dpo_command",
         ("cygnet dpo --from runs/first-sft --out runs/first-dpo",
          "cygnet dpo --from runs/first-sft --data pairs.jsonl --beta 0.2"),
     ),
     "eval": Verb(
         "measure a model on held-out text, instructions and pairs",
-        "cygnet.recipe", "EvalCommand", "eval_command",
+        "cygnet.commands.eval", "EvalCommand", "eval_command",
         ("cygnet eval runs/demo", "cygnet eval runs/demo --num-poems 200"),
     ),
     "chat": Verb(
@@ -103,7 +103,7 @@ VERBS = {
     ),
     "plan": Verb(
         "what a training run needs, against what this machine has",
-        "cygnet.recipe", "PlanCommand", "plan_command",
+        "cygnet.commands.plan", "PlanCommand", "plan_command",
         ("cygnet plan --preset 104m --batch_tokens 32768",
          "cygnet plan --preset 104m --processes 64 --parallel fsdp",
          "cygnet plan --processes 2 --deepspeed configs/deepspeed/zero1.json"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cygnet import cli, recipe
+from cygnet import cli, recipe, steps
 from cygnet.errors import UserError
 from cygnet.files import read_jsonl, sha256_file
 from cygnet.train.hardware import choose_device
@@ -141,7 +141,7 @@ def test_tuning_without_data_takes_what_the_model_learnt_from(
     base, tuned, aligned = (tmp_path / name for name in ("base", "tuned", "aligned"))
     train = "--steps 2 --batch-tokens 512 --max-seq-len 256 --compile off".split()
     cli.main(["pretrain", "--data", str(own_text), "--out", str(base), *SMALL[:14], *train])
-    monkeypatch.setattr(recipe, "prepare", nothing_builtin)
+    monkeypatch.setattr(steps, "prepare", nothing_builtin)
     capsys.readouterr()
     no_talk = ["--instructions.small-talk-repeats", "0"]
     cli.main(["sft", "--from", str(base), "--out", str(tuned), *train, *no_talk])

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -203,7 +204,7 @@ class Transformer(nn.Module):
     @classmethod
     def from_weights(
         cls, config: ModelConfig, weights: Mapping[str, Tensor], compute_dtype: torch.dtype
-    ) -> Transformer:
+    ) -> Self:
         """Build a model around the tensors of a state dict, which are not copied.
 
         Matrices may be in the compute dtype already, which spares casting them at every use.

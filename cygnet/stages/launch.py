@@ -22,6 +22,8 @@ from cygnet.train.parallel.group import connect, first, is_restart, on_rank_zero
 from cygnet.train.run_folder import changes, hold, is_finished, keep_aside
 from cygnet.train.stage import Stage
 
+Save = Callable[[Transformer, Tokenizer, Path], object]
+
 
 def train_and_save(
     name: str,
@@ -32,6 +34,7 @@ def train_and_save(
     run: Path,
     inputs: dict[str, Any],
     renew: bool = False,
+    save: Save = save_folder,
 ) -> Path:
     """Train `model` in a stage and write `run/model`; return that folder.
 
@@ -46,6 +49,7 @@ def train_and_save(
         run: the run folder.
         inputs: hashes and settings of all else that decides the result.
         renew: keep a run with other settings aside and start anew, rather than refuse.
+        save: writes the finished model and its tokenizer to a folder.
 
     Raises:
         UserError: another run is writing into the folder, or what `Engine.train` raises.
@@ -65,7 +69,7 @@ def train_and_save(
         with first(f"the data of {name}", config.timeout_s):
             stage = make_stage()
         Engine(model, stage, config, run, origin).train()
-        on_rank_zero(lambda: _save(model, tokenizer, run))
+        on_rank_zero(lambda: save(_trained(model, run), tokenizer, run / "model"))
         return run / "model"
 
 
@@ -87,14 +91,15 @@ def _keep_if_changed(name: str, run: Path, origin: dict[str, Any], config: Train
         keep_aside(run)
 
 
-def _save(model: Transformer, tokenizer: Tokenizer, run: Path) -> None:
-    """Write the model folder; of a model that is spread, from the last checkpoint."""
+def _trained(model: Transformer, run: Path) -> Transformer:
+    """Return the whole model; of one that is spread, as the last checkpoint has it."""
     checkpoint = newest_checkpoint(run / "checkpoints")
-    if world().size > 1 and checkpoint:
-        with Checkpoint(checkpoint) as opened:
-            model = Transformer(model.config)
-            model.load_state_dict(opened.whole("model"))
-    save_folder(model, tokenizer, run / "model")
+    if world().size == 1 or not checkpoint:
+        return model
+    with Checkpoint(checkpoint) as opened:
+        model = type(model)(model.config)
+        model.load_state_dict(opened.whole("model"))
+    return model
 
 
 def load_start(path: Path) -> tuple[Transformer, Tokenizer, str]:

@@ -41,6 +41,7 @@ from cygnet.files import fsync, read_json, sha256_file, write_json
 from cygnet.progress import say
 
 STATE, MANIFEST = "state.json", "manifest.json"
+KEPT = "kept"
 POLL_S = 0.02
 Read = Callable[[str, int, int, int], Tensor]
 """(kind/parameter, dim, start, length) -> that part of the tensor."""
@@ -102,7 +103,9 @@ class CheckpointWriter:
             for stale in folder.glob(".step_*"):
                 shutil.rmtree(stale, ignore_errors=True)
 
-    def save(self, step: int, pieces: Iterable[Piece], state: dict[str, Any]) -> None:
+    def save(
+        self, step: int, pieces: Iterable[Piece], state: dict[str, Any], kept: bool = False
+    ) -> None:
         """Copy the pieces, and write them as `step_<step>` in the background.
 
         Waits first for the checkpoint before this one.
@@ -111,6 +114,7 @@ class CheckpointWriter:
             step: optimizer steps done.
             pieces: what this process holds.
             state: whatever else the run needs, as JSON; that of rank 0 is kept.
+            kept: it stays, however many come after it.
 
         Raises:
             UserError: the checkpoint before could not be written; earlier ones stand.
@@ -119,7 +123,7 @@ class CheckpointWriter:
         tensors = {
             piece.key: piece.tensor.detach().to("cpu", copy=True).contiguous() for piece in pieces
         }
-        state = {**state, "step": step, "generator": torch.get_rng_state().tolist()}
+        state = {**state, "step": step, "generator": torch.get_rng_state().tolist(), KEPT: kept}
         self._writing = self._thread.submit(self._write, step, tensors, state)
 
     def wait(self) -> None:
@@ -149,7 +153,10 @@ class CheckpointWriter:
                 self._wait_for_others(hidden)
                 _rename(hidden, target)
                 # A damaged one may have a higher number; what was just written stays.
-                others = [p for p in sorted(self.folder.glob("step_*")) if p != target]
+                others = [
+                    p for p in sorted(self.folder.glob("step_*"))
+                    if p != target and not read_json(p / STATE).get(KEPT)
+                ]  # fmt: skip
                 for old in others[: max(len(others) - (self.keep - 1), 0)]:
                     shutil.rmtree(old)
         except (OSError, SafetensorError) as error:

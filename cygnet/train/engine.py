@@ -13,6 +13,7 @@ import secrets
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,8 +25,8 @@ from cygnet.errors import InterruptedRun, UserError
 from cygnet.model.transformer import Transformer
 from cygnet.progress import progress, say
 from cygnet.text.loader import Batch
-from cygnet.train.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint
-from cygnet.train.guards import DivergedError, blame, check_batch, interruptible
+from cygnet.train.checkpoint import Checkpoint, CheckpointWriter, Piece, newest_checkpoint
+from cygnet.train.guards import DivergedError, RunStopped, blame, check_batch, interruptible
 from cygnet.train.hardware import DTYPES, find_hardware, peak_memory_bytes
 from cygnet.train.layout import layout_of
 from cygnet.train.optim import resolve_optimizer
@@ -43,12 +44,14 @@ from cygnet.train.parallel.group import (
 from cygnet.train.planner import estimate_seconds, plan
 from cygnet.train.run_folder import changes, claim_run_folder, write_config
 from cygnet.train.schedule import rate_scale
-from cygnet.train.stage import Stage
+from cygnet.train.stage import OnlineStage, Stage
 from cygnet.train.trackers import Tracker, make_trackers
 
 COMPILE_REPAYS_S = 60.0
 """Eager training time above which compiling is worth its start-up; see docs/lab-book.md."""
 TIMED_STEPS = 3
+COLLECTED = "collected"
+"""The kind of a checkpoint's tensors that an online stage has collected."""
 
 
 class Engine:
@@ -191,6 +194,8 @@ class Engine:
             return "off"
         if config.compile == "on":
             return "on"
+        if isinstance(self.stage, OnlineStage):
+            return "off"  # how many rows the answers fill changes from step to step
         if config.minutes is not None:
             eager_s = 60 * config.minutes
         else:
@@ -214,12 +219,16 @@ class Engine:
             if self.config.resume == "must":
                 raise UserError(f"{self.run}: --resume must, but there is no whole checkpoint")
             self._take_recorded()
+            if isinstance(self.stage, OnlineStage):
+                self.stage.load_state({})
             return {}
         self._take_recorded()
         with Checkpoint(checkpoint) as opened:
             state = opened.state
             torch.set_rng_state(opened.generator)
             self.spread.load(opened.keys, opened.read, state["optimizer"])
+            if isinstance(self.stage, OnlineStage):
+                self.stage.load_state(opened.whole(COLLECTED))
         self.step, self.tokens = state["step"], state["tokens"]
         self.spread.load_loss_scale_state(state["scaler"])
         say(f"{self.run}: going on from step {self.step} of {self.config.steps}")
@@ -240,10 +249,10 @@ class Engine:
     def _steps_in(self, minutes: float) -> int:
         """Time a few real steps at rate zero, and say how many fit into the minutes."""
         seconds = []
-        batch = self.stage.batch(0)
         for _ in range(TIMED_STEPS + 1):
             before = time.monotonic()
-            self._update(batch, scale=0.0)
+            self._collect()
+            self._update(self.stage.batch(0), scale=0.0)
             seconds.append(time.monotonic() - before)
         self.spread.reset_optimizer()
         before = time.monotonic()
@@ -268,13 +277,14 @@ class Engine:
             if self.step == 0:
                 self._log(self._heldout())
                 self._log_samples()
-            upcoming = loader.submit(self.stage.batch, self.step)
+            batches = _Batches(self.stage, loader, self.step)
             window = _Window()
             while self.step < total:
-                batch = upcoming.result()
                 note_step(self.step)
-                upcoming = loader.submit(self.stage.batch, self.step + 1)
+                collected = self._collect_or_stop()
+                batch = batches.take()
                 metrics = self._update(batch, rate_scale(self.step, total, self.config))
+                metrics |= collected
                 self.step += 1
                 self.tokens += batch.num_tokens
                 window.add(batch, metrics)
@@ -294,8 +304,9 @@ class Engine:
                     self._log_samples()
                     window.restart()
                 stop = any_of(interrupt.signal_number is not None)
-                if last or stop or self.step % self.config.checkpoint_every == 0:
-                    self._save()
+                kept = isinstance(self.stage, OnlineStage) and self.stage.must_keep
+                if last or stop or kept or self.step % self.config.checkpoint_every == 0:
+                    self._save(kept)
                     window.restart()
                 if last or stop:
                     self.writer.wait()
@@ -306,6 +317,22 @@ class Engine:
                         f"{self.run}: stopped after step {self.step} of {total}; the same command "
                         "goes on from there",
                     )
+
+    def _collect(self) -> dict[str, float]:
+        """Let a stage that learns from the model's answers make ready for the next step."""
+        if not isinstance(self.stage, OnlineStage):
+            return {}
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            return self.stage.collect(self.step, self.spread.whole)
+
+    def _collect_or_stop(self) -> dict[str, float]:
+        try:
+            return self._collect()
+        except RunStopped:
+            self._save()
+            self.writer.wait()
+            gather(None)
+            raise
 
     def _update(self, batch: Batch, scale: float) -> dict[str, float]:
         """Make one optimizer step; return the mean loss, gradient norm and stage metrics.
@@ -340,7 +367,10 @@ class Engine:
     def _heldout(self) -> dict[str, float]:
         """Run the stage's held-out metrics, uncompiled: another mode would be compiled anew."""
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            return self.spread.call(self.stage.heldout)
+            values = self.spread.call(self.stage.heldout)
+            if isinstance(self.stage, OnlineStage):
+                values |= self.stage.judge(self.spread.whole)
+            return values
 
     def _samples(self) -> list[dict[str, Any]]:
         """Return the stage's answers to its prompts, which all processes compute together."""
@@ -372,7 +402,8 @@ class Engine:
         for tracker in self.trackers:
             tracker.samples(rows, self.step)
 
-    def _save(self) -> None:
+    def _save(self, kept: bool = False) -> None:
+        """Write a checkpoint; one that is `kept` stays whatever comes after it."""
         state: dict[str, Any] = {
             "tokens": self.tokens,
             "scaler": self.spread.loss_scale_state(),
@@ -381,7 +412,34 @@ class Engine:
                 key: value for tracker in self.trackers for key, value in tracker.state().items()
             },
         }
-        self.writer.save(self.step, self.spread.pieces(), state)
+        pieces = self.spread.pieces()
+        if isinstance(self.stage, OnlineStage):
+            self.stage.must_keep = False
+            if self.world.rank == 0:
+                collected = self.stage.state().items()
+                pieces = chain(pieces, (Piece(COLLECTED, name, t) for name, t in collected))
+        self.writer.save(self.step, pieces, state, kept)
+
+
+class _Batches:
+    """The batches of a stage, one after the other; the next is made while a step computes.
+
+    Those of an online stage hang on the step before, and are made when they are asked for.
+    """
+
+    def __init__(self, stage: Stage, loader: ThreadPoolExecutor, first: int) -> None:
+        self.stage, self.loader, self.number = stage, loader, first
+        self.is_online = isinstance(stage, OnlineStage)
+        self.upcoming = None if self.is_online else loader.submit(stage.batch, first)
+
+    def take(self) -> Batch:
+        number = self.number
+        self.number += 1
+        if self.upcoming is None:
+            return self.stage.batch(number)
+        batch = self.upcoming.result()
+        self.upcoming = self.loader.submit(self.stage.batch, self.number)
+        return batch
 
 
 class _Window:
@@ -391,6 +449,7 @@ class _Window:
         self.steps = self.tokens = 0
         self.attended = self.seconds = 0.0
         self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
         self.restart()
 
     def restart(self) -> None:
@@ -406,9 +465,10 @@ class _Window:
         self.attended += float((batch.positions + 1)[batch.document_ids >= 0].sum())
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
-        return {name: value / self.steps for name, value in self.sums.items()}
+        return {name: value / self.counts[name] for name, value in self.sums.items()}
 
     @property
     def tokens_per_second(self) -> float:

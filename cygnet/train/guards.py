@@ -22,6 +22,10 @@ class DivergedError(UserError):
     """The loss or a gradient is not a finite number. Nothing was written after it."""
 
 
+class RunStopped(UserError):
+    """A stage sees no sense in going on; the engine writes a checkpoint first."""
+
+
 def check_batch(stage: Stage, batch: Batch, step: int, vocab_size: int) -> int:
     """Return the weight of a batch whose ids and labels can be trained on.
 

@@ -144,11 +144,18 @@ def resolve_optimizer(name: str, parallel: str) -> Any:
     return "adamw" if parallel == "deepspeed" else "muon"
 
 
+def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters that are trained and kept in checkpoints, by name; not frozen ones."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
 def parameter_kind(name: str, num_dims: int) -> str:
-    """Return `matrix` (of a block), `embedding` (input or output) or `vector`."""
+    """Return `matrix` (of a block), `embedding` (input or output, score too) or `vector`."""
     if num_dims != 2:
         return "vector"
-    return "embedding" if "embed_tokens" in name or "lm_head" in name else "matrix"
+    if any(part in name for part in ("embed_tokens", "lm_head", "score")):
+        return "embedding"
+    return "matrix"
 
 
 def build_optimizer(
@@ -157,7 +164,7 @@ def build_optimizer(
     muon_dtype: torch.dtype = torch.bfloat16,
     orthogonalize_all: Orthogonalize = orthogonalize_alone,
 ) -> MuonAdamW:
-    """Sort the parameters into groups: block matrices, embeddings and output, vectors.
+    """Sort the trained parameters into groups: block matrices, embeddings and output, vectors.
 
     Weight decay falls on the block matrices alone. Each group's `peak_lr` is what the schedule
     scales.
@@ -166,7 +173,7 @@ def build_optimizer(
     embeddings: list[Tensor] = []
     vectors: list[Tensor] = []
     of_kind = {"matrix": matrices, "embedding": embeddings, "vector": vectors}
-    for name, parameter in model.named_parameters():
+    for name, parameter in trainable(model):
         of_kind[parameter_kind(name, parameter.ndim)].append(parameter)
     matrix_kind = "adamw" if config.optimizer == "adamw" else "muon"
     decay, rate = config.weight_decay, config.learning_rate

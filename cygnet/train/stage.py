@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -12,6 +12,8 @@ from cygnet.text.loader import Batch
 
 Call = Callable[..., Any]
 """`call(function, *arguments)` returns `function(model, *arguments)`, whole in every process."""
+Policy = Callable[[], Transformer]
+"""Gives the model as it is now, whole in every process; all of them must ask alike."""
 
 
 class Stage(Protocol):
@@ -58,4 +60,41 @@ class Stage(Protocol):
 
         Every process asks, and asks alike. No random number may be drawn from torch's generator.
         """
+        ...
+
+
+@runtime_checkable
+class OnlineStage(Stage, Protocol):
+    """A stage whose batches come from what the model itself answers.
+
+    Every process calls these alike, and the processes share the work of answering; what comes of it
+    must be the same in all of them. No random number may be drawn from torch's generator.
+
+    Attributes:
+        must_keep: set by the stage where the checkpoint of this step must stay for a person to look
+            at; the engine writes it and clears the mark.
+    """
+
+    must_keep: bool
+
+    def collect(self, number: int, policy: Policy) -> dict[str, float]:
+        """Make ready for `batch(number)`: let the model answer where new answers are due.
+
+        Returns metrics for the log, none where nothing was due.
+
+        Raises:
+            RunStopped: it makes no sense to go on; in every process alike.
+        """
+        ...
+
+    def judge(self, policy: Policy) -> dict[str, float]:
+        """Return held-out metrics that need answers, such as `heldout_reward`."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what later batches still need of what was collected; part of each checkpoint."""
+        ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take what `state` gave, or nothing where the run begins."""
         ...

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 
@@ -45,6 +45,15 @@ def place(parameter: Tensor) -> tuple[int, int, int]:
     size = parameter.shape[placement.dim]
     each = -(-size // parameter.device_mesh.size())
     return placement.dim, min(each * parameter.device_mesh.get_local_rank(), size), size
+
+
+@torch.no_grad()
+def gathered(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict with every tensor that is cut made whole, in every process."""
+    return {
+        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def summed(values: dict[str, float], group: dist.ProcessGroup | None) -> dict[str, float]:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from cygnet.config import TrainConfig
 from cygnet.errors import UserError
+from cygnet.model.transformer import Transformer
 from cygnet.text.loader import Batch
 from cygnet.train.checkpoint import Piece, Read
 from cygnet.train.layout import read_deepspeed, zero_settings
-from cygnet.train.optim import MuonAdamW, build_optimizer
+from cygnet.train.optim import MuonAdamW, build_optimizer, trainable
 from cygnet.train.parallel.cutting import summed
 from cygnet.train.parallel.group import be_a_group
 from cygnet.train.parallel.single import Single
@@ -127,11 +128,21 @@ class DeepSpeed(Single):
             for group in self.optimizer.param_groups:
                 group["steps"] -= 1
 
+    def whole(self) -> Transformer:
+        """Return the model with the full-precision weights of all processes."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        weights = {
+            name: self._whole(parameter, safe_get_full_fp32_param).detach()
+            for name, parameter in self.model.named_parameters()
+        }
+        return self._built(weights)
+
     def pieces(self) -> Iterator[Piece]:
         """Yield this process's share of the parameters, each gathered whole by all of them."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        for number, (name, parameter) in enumerate(self.model.named_parameters()):
+        for number, (name, parameter) in enumerate(trainable(self.model)):
             tensors = {"model": self._whole(parameter, safe_get_full_fp32_param)}
             for key in STATES:
                 tensors[key] = self._whole(parameter, safe_get_full_optimizer_state, key)
@@ -150,7 +161,7 @@ class DeepSpeed(Single):
         from deepspeed import zero
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in trainable(self.model):
             size = getattr(parameter, "ds_shape", parameter.shape)[0]
             value = read(f"model/{name}", 0, 0, size)
             if self.stage == 0:

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from cygnet.model.transformer import Transformer
 from cygnet.text.loader import Batch
 from cygnet.train.checkpoint import Piece
 from cygnet.train.held import keeps_whole
 from cygnet.train.optim import build_optimizer
-from cygnet.train.parallel.cutting import summed
+from cygnet.train.parallel.cutting import gathered, summed
 from cygnet.train.parallel.group import on_rank_zero
 from cygnet.train.parallel.muon import exchanged
 from cygnet.train.parallel.single import Single
@@ -63,12 +64,20 @@ class Fsdp(Single):
         """Return each value summed over all processes."""
         return summed(sums, dist.group.WORLD)
 
+    def whole(self) -> Transformer:
+        """Return the model with every weight gathered."""
+        self._reshard()
+        return self._built(gathered(self.model))
+
     def pieces(self) -> Iterator[Piece]:
         """Yield this process's slices."""
+        self._reshard()
+        yield from super().pieces()
+
+    def _reshard(self) -> None:
         # After a forward pass without a backward pass, weights may still be whole.
         for module in (self.caller, *self.model.model.layers):
             module.reshard()
-        yield from super().pieces()
 
     def _is_cut(self, parameter: Tensor) -> bool:
         return isinstance(parameter, DTensor)

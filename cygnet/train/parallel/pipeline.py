@@ -81,7 +81,7 @@ class Pipeline(Single):
         self.last_rank = lines[self.data_rank][-1]
         self.stretch = Stretch(self.model, stretch(self.model.config, each, self.place))
         self._drop_the_rest()
-        self.schedule: Schedule1F1B | None = None
+        self.schedules: dict[int, Schedule1F1B] = {}
 
     def _drop_the_rest(self) -> None:
         """Take away what other processes hold; names stay those of the whole model."""
@@ -94,6 +94,8 @@ class Pipeline(Single):
             model.model.norm = nn.Identity()  # type: ignore[assignment]
             if not tied:
                 model.lm_head = nn.Identity()  # type: ignore[assignment]
+            if hasattr(model, "score"):
+                model.score = nn.Identity()
         if not mine.is_first and not (mine.is_last and tied):
             model.model.embed_tokens = nn.Identity()
 
@@ -133,16 +135,16 @@ class Pipeline(Single):
         return {name: torch.stack([sums[name] for sums in found.values()]).sum() for name in names}
 
     def _schedule(self, number: int) -> Schedule1F1B:
-        """Return the order of work for a number of micro-batches; the same in every step."""
-        if self.schedule is None:
+        """Return the order of work for a number of micro-batches."""
+        if number not in self.schedules:
             part = PipelineStage(
                 self.stretch, self.place, self.num_places, self.hardware.device,
                 group=self.line_group,
             )  # fmt: skip
-            self.schedule = Schedule1F1B(
+            self.schedules[number] = Schedule1F1B(
                 part, number, loss_fn=lambda *given: self._loss(*given), scale_grads=False
             )
-        return self.schedule
+        return self.schedules[number]
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Return `function(model, *arguments)` of the last process, whose model is whole enough.
@@ -158,9 +160,20 @@ class Pipeline(Single):
             model.logits = lambda hidden: hidden.new_zeros(
                 *hidden.shape[:-1], sizes.vocab_size, dtype=torch.float32
             )
+            model.scores = lambda hidden: hidden.new_zeros(hidden.shape[:-1], dtype=torch.float32)
         results = [function(model, *arguments)]
         dist.broadcast_object_list(results, self.last_rank, group=self.line_group)
         return results[0]
+
+    @torch.no_grad()
+    def whole(self) -> Transformer:
+        """Return the model with the layers of all processes of the line."""
+        own = {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}
+        parts: list[Any] = [None] * self.num_places
+        dist.all_gather_object(parts, own, group=self.line_group)
+        device = self.hardware.device
+        weights = {name: t.to(device) for part in parts for name, t in part.items()}
+        return self._built(weights)
 
     @torch.no_grad()
     def _hidden(self, tokens_BT: Tensor, positions_BT: Tensor, document_ids_BT: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from cygnet.model.transformer import Transformer
 from cygnet.text.loader import Batch
 from cygnet.train.checkpoint import Piece, Read
 from cygnet.train.hardware import Hardware
-from cygnet.train.optim import build_optimizer, local_part
+from cygnet.train.optim import build_optimizer, local_part, trainable
 from cygnet.train.parallel.cutting import place
 from cygnet.train.parallel.group import World, world
 from cygnet.train.stage import Stage
@@ -174,11 +174,27 @@ class Single:
                 tensor.zero_()
         self._set_counters([0] * len(self.optimizer.param_groups))
 
-    # Checkpoints and the finished model
+    # The whole model, checkpoints
+
+    def whole(self) -> Transformer:
+        """Return the model as it is now, whole in this process; all processes must call it alike.
+
+        Its weights are float32, shared with those that are trained where this process has them
+        whole.
+        """
+        return self.model
+
+    def _built(self, weights: dict[str, Tensor]) -> Transformer:
+        """Return a model of the same kind around whole weights."""
+        return (
+            type(self.model)
+            .from_weights(self.model.config, weights, self.model.compute_dtype)
+            .requires_grad_(False)
+        )
 
     def pieces(self) -> Iterator[Piece]:
         """Yield what this process has to write: its parts of weights and optimizer state."""
-        for number, (name, parameter) in enumerate(self.model.named_parameters()):
+        for number, (name, parameter) in enumerate(trainable(self.model)):
             if not self._writes(number, parameter):
                 continue
             dim, start, size = place(parameter)
@@ -212,7 +228,7 @@ class Single:
         """
         self.optimizer.state.clear()
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in trainable(self.model):
                 dim, start, _ = place(parameter)
                 length = local_part(parameter).shape[dim]
                 held = {key.partition("/")[0] for key in keys if key.endswith(f"/{name}")}

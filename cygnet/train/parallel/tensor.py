@@ -21,9 +21,10 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from cygnet.model.transformer import Transformer
 from cygnet.text.loader import Batch
 from cygnet.train.optim import build_optimizer
-from cygnet.train.parallel.cutting import groups, sum_gradients, summed
+from cygnet.train.parallel.cutting import gathered, groups, sum_gradients, summed
 from cygnet.train.parallel.muon import exchanged
 from cygnet.train.parallel.single import Single
 from cygnet.train.stage import Stage
@@ -67,6 +68,10 @@ class TensorParallel(Single):
         sum_gradients(of_heads, self.tensor_group)
         sum_gradients([p for _, p in named], self.data_group)
         return sums
+
+    def whole(self) -> Transformer:
+        """Return the model with every weight gathered."""
+        return self._built(gathered(self.model))
 
     def _loss_scale(self, weight: int) -> float:
         return 1 / weight

@@ -1,0 +1,40 @@
+"""A decoder that gives each token a number: a reward model, or a policy that knows its value.
+
+Shapes: B rows, T tokens, D hidden width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cygnet.config import ModelConfig
+from cygnet.model.transformer import Linear, Transformer
+
+
+class ScoringTransformer(Transformer):
+    """A language model with one more output, `score`.
+
+    The names are those of transformers' `Qwen3ForSequenceClassification` with one label.
+    """
+
+    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(config, compute_dtype)
+        self.score = Linear(config.hidden_size, 1)
+        torch.nn.init.zeros_(self.score.weight)
+
+    @classmethod
+    def around(cls, model: Transformer) -> ScoringTransformer:
+        """Return the model with a score that is zero everywhere; its weights are not copied."""
+        head = torch.zeros(1, model.config.hidden_size, device=model.output_weight.device)
+        weights = {**model.state_dict(), "score.weight": head}
+        return cls.from_weights(model.config, weights, model.compute_dtype)
+
+    def without_score(self) -> Transformer:
+        """Return the language model alone; its weights are not copied."""
+        weights = {name: t for name, t in self.state_dict().items() if name != "score.weight"}
+        return Transformer.from_weights(self.config, weights, self.compute_dtype)
+
+    def scores(self, hidden_BTD: Tensor) -> Tensor:
+        """Map hidden states (B, T, D) to a number a token, (B, T) float32."""
+        return self.score(hidden_BTD).squeeze(-1).float()

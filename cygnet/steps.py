@@ -1,0 +1,202 @@
+"""One step each: it reads folders, writes one, and knows if that is up to date."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from cygnet import __version__
+from cygnet.config import TrainConfig, plain
+from cygnet.corpus.instructions import InstructionConfig, build_instructions
+from cygnet.corpus.pipeline import HELDOUT, TRAIN, DataConfig, prepare
+from cygnet.corpus.small_talk import KIND as SMALL_TALK
+from cygnet.errors import UserError
+from cygnet.evals.evaluate import evaluate
+from cygnet.evals.result import EvalConfig
+from cygnet.export.huggingface import find_model, load_folder
+from cygnet.files import read_json, read_jsonl, sha256_file, write_json
+from cygnet.generate.generator import Generator
+from cygnet.model.transformer import Transformer
+from cygnet.progress import say
+from cygnet.stages.pairs import PairConfig, build_pairs
+from cygnet.text.tokenizer import Tokenizer, make_tokenizer
+from cygnet.train.hardware import find_hardware
+from cygnet.train.run_folder import data_of, differences, stage_folders
+
+INPUTS, EVAL_INPUTS, EVAL_RESULT = "inputs.json", "eval_inputs.json", "eval.json"
+STAGES = ("pretrain", "sft", "dpo")
+From = Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN_OR_MODEL")]
+Train = Annotated[TrainConfig, tyro.conf.arg(name="")]
+
+
+def train_tokenizer_step(data: Path, out: Path, vocab_size: int) -> Path:
+    """Train a tokenizer on a data folder, unless `out` holds the one of the same inputs."""
+    inputs = {"data": sha256_file(data / "manifest.json"), "vocab_size": vocab_size}
+    if not _up_to_date("tokenizer", out, inputs):
+        (out / INPUTS).unlink(missing_ok=True)  # until all is there, nothing is
+        make_tokenizer(data / TRAIN, out, vocab_size, data / HELDOUT)
+        _record(out, inputs)
+    return out
+
+
+def make_instructions(data: Path, out: Path, config: InstructionConfig) -> Path:
+    """Make conversations from a data folder, unless they are up to date."""
+    inputs = {"data": sha256_file(data / "manifest.json"), "settings": plain(config)}
+    if not _up_to_date("instructions", out, inputs):
+        build_instructions(data, out, config)
+        _record(out, inputs)
+        counts = read_json(out / "manifest.json")["counts"]["train"]
+        told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        say(f"instructions: {told}")
+        if SMALL_TALK in counts:
+            say(
+                f"instructions: {counts[SMALL_TALK]} of them are small talk that Cygnet brings "
+                "along (greetings, who it is); --instructions.small_talk_repeats 0 leaves it out"
+            )
+    return out
+
+
+def make_pairs(
+    instructions: Path, start: Path, out: Path, config: PairConfig, train: TrainConfig
+) -> Path:
+    """Make preference pairs with the model at `start`, unless they are up to date."""
+    inputs = {
+        "instructions": sha256_file(instructions / "manifest.json"),
+        "start": sha256_file(start / "model.safetensors"),
+        "settings": plain(config) | {"max_seq_len": train.max_seq_len},
+    }
+    if not _up_to_date("pairs", out, inputs):
+        model, tokenizer = _load_on_device(start, train)
+        generator = Generator(model, tokenizer)
+        build_pairs(instructions, generator, out, config, train.max_seq_len)
+        _record(out, inputs)
+    return out
+
+
+def evaluate_stages(
+    run: Path, config: EvalConfig, train: TrainConfig, data: Path | None = None
+) -> None:
+    """Evaluate each stage's model on held-out data, where that is not yet done.
+
+    Args:
+        run: a whole run, or the run folder of a single stage.
+        config: how much is measured.
+        train: says on which device, and in which type.
+        data: a data folder whose held-out text is taken in place of the run's own.
+
+    Raises:
+        UserError: no model or no held-out data there.
+    """
+    stages = {
+        stage: folder
+        for stage, folder in stage_folders(run, STAGES).items()
+        if (folder / "model").exists()
+    }
+    if not stages:
+        raise UserError(f"{run}: holds no finished stage; give the folder of a run")
+    places = {"data": data or run / "data"}
+    places |= {name: run / name for name in ("instructions", "pairs")}
+    heldout = {name: folder / HELDOUT for name, folder in places.items()}
+    found = {name: path for name, path in heldout.items() if path.exists()}
+    if not found or (data and "data" not in found):
+        raise UserError(
+            f"{data or run}: no held-out data there to measure on; give --data FOLDER, one that "
+            "cygnet data made"
+        )
+    hashes = {name: sha256_file(heldout[name]) if name in found else None for name in heldout}
+    rows = {name: list(read_jsonl(path)) for name, path in found.items()}
+    for stage, own in stages.items():
+        folder = find_model(own / "model")
+        inputs = {
+            "heldout": hashes,
+            "model": sha256_file(folder / "model.safetensors"),
+            "settings": plain(config),
+        }
+        if _up_to_date(f"evaluation of {stage}", own, inputs, EVAL_INPUTS):
+            continue
+        model, tokenizer = _load_on_device(folder, train)
+        say(f"evaluation of {stage}")
+        result = evaluate(
+            model,
+            tokenizer,
+            rows.get("data", []),
+            rows.get("instructions", []),
+            rows.get("pairs", []),
+            config,
+        )
+        result.save(own / EVAL_RESULT)
+        _record(own, inputs, EVAL_INPUTS)
+
+
+def _load_on_device(folder: Path, train: TrainConfig) -> tuple[Transformer, Tokenizer]:
+    hardware = find_hardware(train)
+    model, tokenizer = load_folder(folder, hardware.dtype)
+    return model.to(hardware.device), tokenizer
+
+
+def _up_to_date(step: str, folder: Path, inputs: dict[str, Any], name: str = INPUTS) -> bool:
+    """Compare what a step's folder was made from with what it would be made from now."""
+    inputs = {**json.loads(json.dumps(inputs)), "version": __version__}
+    recorded = read_json(folder / name)
+    if not recorded or (name == EVAL_INPUTS and not (folder / EVAL_RESULT).exists()):
+        return False
+    changed = differences(recorded, inputs)
+    if changed:
+        say(f"{step}: made again, for {'; '.join(changed)}")
+    else:
+        say(f"{step}: up to date, nothing to do ({folder})")
+    return not changed
+
+
+def _record(folder: Path, inputs: dict[str, Any], name: str = INPUTS) -> None:
+    write_json(folder / name, {**inputs, "version": __version__})
+
+
+def data_folder(paths: Sequence[str], out: Path) -> Path:
+    """Return the data folder that the paths name, or make it at `out`."""
+    if len(paths) == 1 and (Path(paths[0]) / TRAIN).exists():
+        return Path(paths[0])
+    try:
+        return prepare(DataConfig(paths=tuple(paths)), out)
+    except UserError as error:
+        if "--corpus." in str(error):
+            error.args = (f"{error} (a flag of cygnet data, whose folder --data takes too)",)
+        raise
+
+
+def learnt_instructions(verb: str, start: Path, out: Path, config: InstructionConfig) -> Path:
+    """Return conversations of what the starting model's run learnt from, and say which they are."""
+    learnt = data_of(start)
+    if learnt is None:
+        say(
+            f"{verb}: no --data given, and what {start} learnt from is not known: taking Cygnet's "
+            "built-in text"
+        )
+        learnt = data_folder((), out / "data")
+    else:
+        say(f"{verb}: no --data given: taking {learnt}, which {start} learnt from")
+        if learnt.name == "instructions":
+            return learnt
+    return make_instructions(learnt, out / "instructions", config)
+
+
+def required(start: Path | None, verb: str) -> Path:
+    """Return the model that a stage starts from, or refuse to do without.
+
+    Raises:
+        UserError: none is given.
+    """
+    if start is None:
+        raise UserError(f"cygnet {verb} needs a model to start from: --from RUN_OR_MODEL")
+    return start
+
+
+def finish(out: Path, model: Path, following: str) -> None:
+    """Say where the finished model is, and what may follow."""
+    chat = f"cygnet chat {out}"
+    after = following if following == chat else f"{following}    or    {chat}"
+    say(f"\nDone. The model is in {model}.\nNext: {after}")
