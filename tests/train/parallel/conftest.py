@@ -44,8 +44,11 @@ def labelled(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> 
     return ShardReader(folder, tokenizer.hash)
 
 
-def request(shards: ShardReader, run: Path, **config: Any) -> dict[str, Any]:
+def request(
+    shards: ShardReader, run: Path, maker: str | None = None, **config: Any
+) -> dict[str, Any]:
     return {
+        "maker": maker,
         "shards": str(shards.folder), "tokenizer": shards.manifest["tokenizer_hash"],
         "run": str(run), "config": {**CONFIG, **config}, "sizes": SIZES,
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 {"shards": folder, "tokenizer": hash, "run": folder, "config": settings, "sizes": model,
  "poison": rank whose loss becomes NaN, or none, "breaks": rank whose loss raises an error,
- "kills", "wait_at": see `Doomed`}
+ "kills", "wait_at": see `Doomed`, "maker": of `stages.MAKERS`, none for pretraining}
 
 One as argument, or a line of standard input for each, which is answered with DONE.
 """
@@ -29,6 +29,7 @@ from cygnet.train import checkpoint
 from cygnet.train.engine import Engine
 from cygnet.train.parallel import group
 from cygnet.train.parallel.group import disconnect, world
+from tests.train.parallel.stages import MAKERS
 
 DONE = "DONE\n"
 WITHIN = 4
@@ -100,7 +101,7 @@ def train(
     shards: str, tokenizer: str, run: str, config: dict, sizes: dict,
     poison: int | None = None, breaks: int | None = None, wait_at: int | None = None,
     shared_folder_s: float = 30.0,
-    kills: list[tuple[int, int, float | str]] | None = None,
+    kills: list[tuple[int, int, float | str]] | None = None, maker: str | None = None,
 ) -> None:  # fmt: skip
     group.SHARED_FOLDER_S = shared_folder_s
     settings = load_settings(TrainConfig, config, "test")
@@ -111,7 +112,9 @@ def train(
     kind = Poisoned if rank == poison else Broken if rank == breaks else NextTokenStage
     kind = Doomed if kills else kind
     words = Tokenizer.load(Path(shards).with_name("tokenizer"))
-    stage = kind("pretrain", reader, None if fails else reader, settings, words)
+    stage: Any = kind("pretrain", reader, None if fails else reader, settings, words)
+    if maker:
+        model, stage = MAKERS[maker](model, reader, settings, words)
     if isinstance(stage, Doomed):
         stage.kills, stage.marks, stage.wait_at = kills or [], Path(f"{run}.kills"), wait_at
         stage.marks.mkdir(exist_ok=True)
