@@ -70,6 +70,13 @@ VERBS = {
         ("cygnet dpo --from runs/first-sft --out runs/first-dpo",
          "cygnet dpo --from runs/first-sft --data pairs.jsonl --beta 0.2"),
     ),
+    "ppo": Verb(
+        "raise what a reward model gives: proximal policy optimization (RLHF)",
+        "cygnet.commands.ppo", "PpoCommand", "ppo_command",
+        ("cygnet ppo --from runs/first-sft --reward_model runs/first-reward",
+         "cygnet ppo --from runs/first-sft --reward_model runs/first-reward "
+         "--judge_model runs/second-reward --target_kl 6 --data prompts.jsonl"),
+    ),
     "eval": Verb(
         "measure a model on held-out text, instructions and pairs",
         "cygnet.commands.eval", "EvalCommand", "eval_command",

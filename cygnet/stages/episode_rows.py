@@ -128,7 +128,8 @@ def label_scores(
         return model.logits(hidden_MD)[:, :vocab_size]
 
     log_probs = chunked_log_probs(logits, chosen, labels[counted], temperature)
-    return log_probs, chunked_entropy(logits, chosen.detach(), temperature)
+    with torch.no_grad():
+        return log_probs, chunked_entropy(logits, chosen, temperature)
 
 
 @torch.no_grad()

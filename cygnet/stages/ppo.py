@@ -8,10 +8,13 @@ that did better than expected. The formulas are in `cygnet.stages.ppo_losses`.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +23,13 @@ from torch import Tensor
 
 from cygnet.config import TrainConfig
 from cygnet.errors import UserError
+from cygnet.export.huggingface import WEIGHTS_FILE, find_model, load_scorer, save_folder
+from cygnet.files import sha256_file
+from cygnet.generate.scorer import Scorer
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
+from cygnet.progress import say
+from cygnet.stages.launch import load_start, train_and_save
 from cygnet.stages.ppo_losses import (
     clipped_surrogate,
     clipped_value_loss,
@@ -38,12 +46,18 @@ from cygnet.stages.ppo_rollout import (
     own_tokens,
     packed_answers,
 )
+from cygnet.stages.pretrain import check_context
+from cygnet.stages.rollout import Roller, RolloutConfig
 from cygnet.stages.samples import Prompts
 from cygnet.stages.watch import Watch
 from cygnet.text.loader import IGNORE, Batch, permute
+from cygnet.text.tokenizer import Tokenizer
+from cygnet.train.hardware import find_hardware
 from cygnet.train.parallel.group import largest
 from cygnet.train.stage import Call, Policy
 
+SAMPLE_ROWS = 16
+"""Held-out prompts among which a few short ones are found, to show answers of."""
 HELDOUT_ROLLOUT = -1
 """In place of a rollout's number in the seeds of held-out answers."""
 
@@ -343,3 +357,103 @@ def _scoring(model: Transformer) -> ScoringTransformer:
 def _number(*key: Any) -> int:
     """Return a seed that the key decides."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
+
+
+def ppo(
+    prompts: tuple[Sequence[Row], Sequence[Row]],
+    start: Path,
+    reward_model: Path,
+    judge_model: Path | None,
+    run: Path,
+    config: TrainConfig,
+    settings: PpoConfig,
+    renew: bool = False,
+) -> Path:
+    """Train the model at `start` to please a reward model, and return the model folder.
+
+    Args:
+        prompts: rows to train on, and held-out ones.
+        start: the model to train; it is the reference too.
+        reward_model: a folder of `cygnet reward`.
+        judge_model: another one, whose scores are reported alone.
+        run: the run folder.
+        config: training settings.
+        settings: of PPO.
+        renew: see `train_and_save`.
+
+    Raises:
+        UserError: a folder holds no model of its kind, or no prompt leaves room for an answer.
+    """
+    base, tokenizer, start_hash = load_start(start)
+    check_context(base, config)
+    model = ScoringTransformer.around(base)
+    if settings.value_head == "reward":
+        _take_head(model, reward_model)
+    scored_by = {"reward": reward_model, "judge": judge_model}
+    inputs: dict[str, Any] = {
+        "start": start_hash,
+        **{
+            name: sha256_file(find_model(folder) / WEIGHTS_FILE)
+            for name, folder in scored_by.items()
+            if folder
+        },
+        "prompts": _digest(prompts),
+        "ppo": asdict(settings),
+    }
+
+    def stage() -> PpoStage:
+        hardware = find_hardware(config)
+        reference = copy.deepcopy(base).to(hardware.device).requires_grad_(False)
+        reference.compute_dtype = hardware.dtype
+        roller = Roller(
+            tokenizer,
+            RolloutConfig(temperature=settings.temperature, max_new_tokens=settings.max_new_tokens),
+        )
+        train, heldout = (_fitting(rows, roller, config.max_seq_len, settings) for rows in prompts)
+        if not train:
+            raise UserError(
+                f"ppo: no prompt leaves room for {settings.max_new_tokens} new tokens in "
+                f"max_seq_len {config.max_seq_len}; raise it, or lower --max_new_tokens"
+            )
+        scorers = {
+            name: Scorer.load(folder, hardware.device).scores
+            for name, folder in scored_by.items()
+            if folder
+        }
+        answerer = Answerer(
+            roller, reference, scorers["reward"], scorers.get("judge"), config.max_seq_len
+        )
+        samples = Prompts(tokenizer, roller.encode(heldout[:SAMPLE_ROWS]), config.max_seq_len)
+        return PpoStage(train, heldout, answerer, config, settings, samples)
+
+    def save(trained: Transformer, tokenizer: Tokenizer, folder: Path) -> None:
+        save_folder(_scoring(trained).without_score(), tokenizer, folder)
+
+    return train_and_save("ppo", model, tokenizer, stage, config, run, inputs, renew, save)
+
+
+def _take_head(model: ScoringTransformer, reward_model: Path) -> None:
+    head = load_scorer(reward_model)[0].score.weight
+    if head.shape != model.score.weight.shape:
+        raise UserError(
+            f"--value_head reward: {reward_model} is {head.shape[1]} wide and the model "
+            f"{model.config.hidden_size}; leave it at zero"
+        )
+    with torch.no_grad():
+        model.score.weight.copy_(head)
+
+
+def _fitting(rows: Sequence[Row], roller: Roller, seq_len: int, settings: PpoConfig) -> list[Row]:
+    """Return the rows that leave room for the longest answer, and say how many do not."""
+    room = seq_len - settings.max_new_tokens
+    kept = [row for row, ids in zip(rows, roller.encode(rows), strict=True) if len(ids) - 1 <= room]
+    if len(kept) < len(rows):
+        say(
+            f"ppo: {len(rows) - len(kept)} of {len(rows)} prompts are longer than {room} tokens, "
+            "which max_seq_len less max_new_tokens leaves, and skipped"
+        )
+    return kept
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
