@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from cygnet.config import ModelConfig, TrainConfig, as_yaml
+from cygnet.config import ModelConfig, TrainConfig, as_yaml, stages_of_run
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.corpus.pipeline import DataConfig, prepare
 from cygnet.errors import UserError
@@ -161,7 +161,7 @@ def _end_run(config: RunCommand, last: Path) -> None:
         evaluate_stages(run, config.eval, config.sft)
     with folder_atomic(run / "model") as folder:
         shutil.copytree(last, folder, dirs_exist_ok=True)
-    write_report(run, ("pretrain", *config.stages))
+    write_report(run, stages_of_run(run))
     say(
         f"\nDone. All of it is in {run}:\n"
         f"  {run}/report.html   what each stage changed, with curves and samples (open it)\n"
