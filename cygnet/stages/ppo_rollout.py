@@ -123,7 +123,7 @@ class Answerer:
     ) -> list[Answer]:
         if not rows:
             return []
-        episodes = self.roller.roll(policy, rows, seeds)
+        episodes = self.roller.roll(policy.without_score(), rows, seeds)
         conversations = [episode.messages for episode in episodes]
         rewards = self.reward(conversations)
         judged = self.judge(conversations) if self.judge else [None] * len(episodes)
