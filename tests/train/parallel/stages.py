@@ -3,7 +3,8 @@
 A stage is made alike in every process, from what is in the request alone.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from cygnet.config import TrainConfig
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
 from cygnet.stages.next_token import NextTokenStage
+from cygnet.stages.ppo import PpoConfig, PpoStage
+from cygnet.stages.ppo_rollout import Answerer
+from cygnet.stages.rollout import Roller, RolloutConfig
 from cygnet.text.loader import IGNORE, Batch
 from cygnet.text.shards import ShardReader
 from cygnet.text.tokenizer import Tokenizer
@@ -89,7 +93,30 @@ def _scored(
     )
 
 
+def _ppo(
+    model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+) -> Made:
+    """Learns to write words of one length; a rollout is learnt from in four steps."""
+
+    def reward(conversations: Sequence[Any]) -> list[float]:
+        return [-abs(len(messages[-1]["content"]) - 9) / 9 for messages in conversations]
+
+    settings = PpoConfig(
+        answers_per_rollout=10, epochs_per_rollout=2, minibatches=2, max_new_tokens=6,
+        heldout_prompts=3, kl_coef=0.1, target_kl=0.5,
+    )  # fmt: skip
+    roller = Roller(tokenizer, RolloutConfig(max_new_tokens=settings.max_new_tokens))
+    prompts = [{"prompt": word} for word in "abcdefg"]
+    answerer = Answerer(
+        roller, copy.deepcopy(model), reward, lambda c: [float(len(c[0]))] * len(c),
+        config.max_seq_len,
+    )  # fmt: skip
+    policy = ScoringTransformer.around(model)
+    return policy, PpoStage(prompts, prompts, answerer, config, settings)
+
+
 MAKERS: dict[str, Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]] = {
     "echo": _plain(EchoStage),
     "scored": _scored,
+    "ppo": _ppo,
 }
