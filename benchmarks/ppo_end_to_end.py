@@ -89,7 +89,7 @@ def make_pairs(start: Path, instructions: Path, out: Path) -> Path:
                     writer.write(row)
     model, tokenizer = load_folder(start)
     config = PairConfig(
-        num_poem_prompts=1200, samples_per_prompt=2, num_recipe_pairs=0, num_own_prompts=0,
+        num_poem_prompts=800, samples_per_prompt=2, num_recipe_pairs=0, num_own_prompts=0,
         heldout_share=1.0, temperature=1.0, max_new_tokens=ANSWER_TOKENS,
     )  # fmt: skip
     build_pairs(quatrains, Generator(model, tokenizer), pairs, config, SEQ_LEN)
