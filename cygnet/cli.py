@@ -77,6 +77,12 @@ VERBS = {
          "cygnet ppo --from runs/first-sft --reward_model runs/first-reward "
          "--judge_model runs/second-reward --target_kl 6 --data prompts.jsonl"),
     ),
+    "reward": Verb(
+        "learn to judge: a reward model from pairs or ratings",
+        "cygnet.commands.reward", "RewardCommand", "reward_command",
+        ("cygnet reward --from runs/first-sft --out runs/first-reward",
+         "cygnet reward --from runs/first-sft --data ratings.jsonl --epochs 1"),
+    ),
     "eval": Verb(
         "measure a model on held-out text, instructions and pairs",
         "cygnet.commands.eval", "EvalCommand", "eval_command",

@@ -273,9 +273,7 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _read_weights(
-    folder: Path, config: ModelConfig, kind: type[Transformer]
-) -> dict[str, Tensor]:
+def _read_weights(folder: Path, config: ModelConfig, kind: type[Transformer]) -> dict[str, Tensor]:
     with torch.device("meta"):
         wanted = {name: tensor.shape for name, tensor in kind(config).state_dict().items()}
     found: dict[str, Tensor] = {}

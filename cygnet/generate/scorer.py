@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from cygnet.errors import UserError
-from cygnet.export.huggingface import load_scorer
+from cygnet.export.architecture import read_notes
+from cygnet.export.huggingface import find_model, load_scorer
 from cygnet.messages import Message
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.text.chat import encode_chat
@@ -45,13 +46,14 @@ class Scorer:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> Scorer:
-        """Load a folder of `cygnet reward`.
+        """Load a folder of `cygnet reward`; it reads as many tokens as it learnt with.
 
         Raises:
             UserError: it is no reward model.
         """
         model, tokenizer = load_scorer(folder)
-        return cls(model.to(device), tokenizer)
+        learnt = read_notes(find_model(folder)).get("reward", {})
+        return cls(model.to(device), tokenizer, learnt.get("max_tokens"))
 
     def scores(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
         """Return a score for each conversation; more is better.
@@ -83,7 +85,7 @@ class Scorer:
             # Nothing looks ahead, so what pads a row behind its end changes nothing before it.
             hidden = self.model(tokens_BT.to(device))
             last = hidden[torch.arange(len(places)), lengths.to(device) - 1]
-            for place, score in zip(places, self.model.scores(last).tolist(), strict=True):
+            for place, score in zip(places, self.model.scores(last.float()).tolist(), strict=True):
                 found[place] = score
         return found
 
