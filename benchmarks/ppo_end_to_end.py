@@ -20,7 +20,7 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from cygnet.stages.reward import RewardConfig, compare_heldout, reward
+from cygnet.stages.prompts import asked_prompts
 
 from cygnet.config import TrainConfig
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
@@ -32,7 +32,7 @@ from cygnet.progress import say
 from cygnet.stages.episode_rows import EpisodeRows, score_rows
 from cygnet.stages.pairs import PairConfig, build_pairs
 from cygnet.stages.ppo import PpoConfig, ppo
-from cygnet.stages.prompt_rows import prompts_of
+from cygnet.stages.reward import RewardConfig, compare_heldout, reward
 from cygnet.stages.rollout import Episode, Roller, RolloutConfig
 from cygnet.text.forms import is_poem_of_form, repetition_rate
 
@@ -127,7 +127,7 @@ def train_policy(given: argparse.Namespace, scorers: Sequence[Path], seed: int, 
         answers_per_rollout=64, epochs_per_rollout=2, minibatches=4, max_new_tokens=ANSWER_TOKENS,
         heldout_prompts=48, kl_coef=given.kl_coef,
     )  # fmt: skip
-    prompts = prompts_of(given.out / "quatrains")
+    prompts = asked_prompts(given.out / "quatrains")
     ppo(prompts, given.start, scorers[0], scorers[1], run, config, settings, renew=True)
 
 
@@ -135,7 +135,7 @@ def compare(
     given: argparse.Namespace, scorers: Sequence[Path], model: Path, seed: int
 ) -> dict[str, float]:
     """Return figures of answers before and after, to every held-out prompt with the same seed."""
-    _, heldout = prompts_of(given.out / "quatrains")
+    _, heldout = asked_prompts(given.out / "quatrains")
     before, after = (answers(folder, heldout, seed) for folder in (given.start, model))
     figures: dict[str, float] = {"seed": seed}
     for name, folder in zip(("reward", "judge"), scorers, strict=True):
@@ -166,7 +166,7 @@ def kl(start: Path, trained: Path, drawn: Sequence[Episode]) -> float:
     rows, sums = EpisodeRows(drawn, SEQ_LEN), []
     for folder in (trained, start):
         model, tokenizer = load_folder(folder)
-        sums.append(float(score_rows(model, rows.rows, tokenizer.vocab_size)[0].sum()))
+        sums.append(float(score_rows(model, rows.rows, tokenizer.vocab_size).sum()))
     return (sums[0] - sums[1]) / len(drawn)
 
 

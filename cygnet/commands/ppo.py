@@ -13,9 +13,12 @@ from cygnet.corpus.instructions import InstructionConfig
 from cygnet.errors import UserError
 from cygnet.export.huggingface import find_model
 from cygnet.stages.ppo import PpoConfig, ppo
-from cygnet.stages.prompt_rows import prompts_of, read_prompts, split_prompts
+from cygnet.stages.prompts import asked_prompts, read_prompts
 from cygnet.steps import From, Train, finish, learnt_instructions, required
 from cygnet.train.parallel.group import connect, first
+
+HELDOUT_SHARE = 0.05
+"""Of the prompts of --data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +51,10 @@ def ppo_command(config: PpoCommand) -> None:
         )
     connect(config.train.timeout_s)
     if config.data:
-        prompts = split_prompts(read_prompts(map(Path, config.data)))
+        prompts = read_prompts(config.data, HELDOUT_SHARE)
     else:
         with first("prompts", config.train.timeout_s):
-            prompts = prompts_of(learnt_instructions("ppo", start, config.out, config.instructions))
+            prompts = asked_prompts(learnt_instructions("ppo", start, config.out, config.instructions))
     model = ppo(
         prompts, start, config.reward_model, config.judge_model, config.out, config.train,
         config.settings,

@@ -28,7 +28,8 @@ from cygnet.files import sha256_file
 from cygnet.generate.scorer import Scorer
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
-from cygnet.progress import say
+from cygnet.stages.groups import answer_seed
+from cygnet.stages.grpo_losses import k3_kl
 from cygnet.stages.launch import load_start, train_and_save
 from cygnet.stages.ppo_losses import (
     clipped_surrogate,
@@ -47,9 +48,10 @@ from cygnet.stages.ppo_rollout import (
     packed_answers,
 )
 from cygnet.stages.pretrain import check_context
+from cygnet.stages.prompts import Split, with_room
 from cygnet.stages.rollout import Roller, RolloutConfig
 from cygnet.stages.samples import Prompts
-from cygnet.stages.watch import Watch
+from cygnet.stages.tricks import Tricks
 from cygnet.text.loader import IGNORE, Batch, permute
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.hardware import find_hardware
@@ -182,7 +184,7 @@ class PpoStage:
         rollouts = len(prompts) / config.answers_per_rollout
         self.batches_per_epoch = rollouts * config.epochs_per_rollout * config.minibatches
         self.rows: PpoBatch | None = None
-        self.watch = Watch()
+        self.tricks = Tricks()
         self.progress = Progress(kl_coef=config.kl_coef)
 
     def compile(self) -> None:
@@ -196,7 +198,7 @@ class PpoStage:
             return {}
         progress, config = self.progress, self.config
         first = progress.rollouts * config.answers_per_rollout
-        places = self._order(first, config.answers_per_rollout, len(self.prompts), "prompts")
+        places = self._order(first, config.answers_per_rollout, len(self.prompts))
         answers = self._answers(policy, [self.prompts[at] for at in places], progress.rollouts)
         figures = described(answers)
         if progress.rollouts == 0 and config.normalize_rewards:
@@ -215,7 +217,7 @@ class PpoStage:
         if config.target_kl is not None:
             progress.kl_coef = next_kl_coef(progress.kl_coef, figures["kl"], config.target_kl)
         progress.first_step, progress.rollouts = number, progress.rollouts + 1
-        self.must_keep |= self.watch.look(number, figures)
+        self.must_keep |= self.tricks.look(number, figures)
         return figures
 
     def score(self, answer: Answer) -> float:
@@ -233,7 +235,7 @@ class PpoStage:
         return {f"heldout_{name}": value for name, value in figures.items()}
 
     def _answers(self, policy: Policy, rows: Sequence[Row], rollout: int) -> list[Answer]:
-        seeds = [_number(self.seed, rollout, at) for at in range(len(rows))]
+        seeds = [answer_seed(self.seed, rollout, at) for at in range(len(rows))]
         return self.answerer.answers(_scoring(policy()), rows, seeds)
 
     def _is_used_up(self, number: int, policy: Policy) -> bool:
@@ -244,9 +246,9 @@ class PpoStage:
             return False
         rows = self.batch(number)
         log_probs = self.answerer.measured(_scoring(policy()), rows)[0]
-        log_ratio = (log_probs - rows.old_log_probs)[rows.labels != IGNORE]
+        moved = k3_kl(rows.old_log_probs, log_probs)[rows.labels != IGNORE]
         # The same decision in every process, whatever each has rounded.
-        return largest(float(moved(log_ratio).mean())) > self.config.stop_kl
+        return largest(float(moved.mean())) > self.config.stop_kl
 
     @property
     def _parts(self) -> int:
@@ -254,9 +256,9 @@ class PpoStage:
         assert self.rows is not None
         return min(self.config.minibatches, len(self.rows.tokens))
 
-    def _order(self, first: int, count: int, size: int, what: str) -> list[int]:
+    def _order(self, first: int, count: int, size: int, *what: int) -> list[int]:
         """Return entries `first` to `first + count - 1` of an endless order of 0 to size - 1."""
-        seed = _number(self.seed, what)
+        seed = answer_seed(self.seed, *what)
         epochs, ranks = np.divmod(np.arange(first, first + count), size)
         parts = [
             permute(ranks[epochs == epoch], size, seed, int(epoch)) for epoch in np.unique(epochs)
@@ -270,7 +272,7 @@ class PpoStage:
         assert self.rows is not None, "collect comes first"
         size = len(self.rows.tokens)
         epoch, part = divmod(number - self.progress.first_step, self._parts)
-        order = self._order(epoch * size, size, size, f"rollout {self.progress.rollouts}")
+        order = self._order(epoch * size, size, size, self.progress.rollouts)
         bounds = [size * at // self._parts for at in (part, part + 1)]
         return self.rows.take(torch.tensor(order[slice(*bounds)]))
 
@@ -298,7 +300,7 @@ class PpoStage:
             "entropy": entropy,
             "clip_share": clipped.float(),
             "value_clip_share": value_clipped.float(),
-            "step_kl": moved(log_probs - old_log_probs),
+            "step_kl": k3_kl(old_log_probs, log_probs),
         }
         return total.sum(), {name: values.detach().sum() for name, values in metrics.items()}
 
@@ -321,7 +323,7 @@ class PpoStage:
         """Return the rollout that is being learnt from, and what later ones hang on."""
         state = {
             "progress": torch.tensor(astuple(self.progress), dtype=torch.float64),
-            "watch": self.watch.state(),
+            "tricks": self.tricks.state(),
         }
         if self.rows is not None:
             state |= {f.name: getattr(self.rows, f.name) for f in fields(self.rows)}
@@ -329,37 +331,23 @@ class PpoStage:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take what `state` gave; nothing begins anew."""
-        self.rows, self.watch = None, Watch()
+        self.rows, self.tricks = None, Tricks()
         self.progress = Progress(kl_coef=self.config.kl_coef)
         if not state:
             return
         first_step, rollouts, *others = state["progress"].tolist()
         self.progress = Progress(int(first_step), int(rollouts), *others)
-        self.watch.load_state(state["watch"])
+        self.tricks.load_state(state["tricks"])
         if "tokens" in state:
             self.rows = PpoBatch(*(state[field.name] for field in fields(PpoBatch)))
-
-
-def moved(log_ratio_M: Tensor) -> Tensor:
-    """Return how far a policy has moved from the one that drew each token, (M,), never negative.
-
-    r - 1 - log r with r = new / old: an unbiased estimate of KL(old, new) (Schulman 2020,
-    "Approximating KL Divergence", k3).
-    """
-    return torch.expm1(log_ratio_M) - log_ratio_M
 
 
 def _scoring(model: Transformer) -> ScoringTransformer:
     return cast(ScoringTransformer, model)  # a pipeline's process has something that acts as one
 
 
-def _number(*key: Any) -> int:
-    """Return a seed that the key decides."""
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
-
-
 def ppo(
-    prompts: tuple[Sequence[Row], Sequence[Row]],
+    prompts: Split,
     start: Path,
     reward_model: Path,
     judge_model: Path | None,
@@ -407,13 +395,13 @@ def ppo(
         roller = Roller(
             tokenizer,
             RolloutConfig(temperature=settings.temperature, max_new_tokens=settings.max_new_tokens),
+            config.max_seq_len,
         )
-        train, heldout = (_fitting(rows, roller, config.max_seq_len, settings) for rows in prompts)
-        if not train:
-            raise UserError(
-                f"ppo: no prompt leaves room for {settings.max_new_tokens} new tokens in "
-                f"max_seq_len {config.max_seq_len}; raise it, or lower --max_new_tokens"
-            )
+        room = min(config.max_seq_len, base.config.max_position)
+        train, heldout = (
+            with_room(rows, roller, room, what)
+            for rows, what in zip(prompts, ("prompts", "held-out prompts"), strict=True)
+        )
         scorers = {
             name: Scorer.load(folder, hardware.device).scores
             for name, folder in scored_by.items()
@@ -440,18 +428,6 @@ def _take_head(model: ScoringTransformer, reward_model: Path) -> None:
         )
     with torch.no_grad():
         model.score.weight.copy_(head)
-
-
-def _fitting(rows: Sequence[Row], roller: Roller, seq_len: int, settings: PpoConfig) -> list[Row]:
-    """Return the rows that leave room for the longest answer, and say how many do not."""
-    room = seq_len - settings.max_new_tokens
-    kept = [row for row, ids in zip(rows, roller.encode(rows), strict=True) if len(ids) - 1 <= room]
-    if len(kept) < len(rows):
-        say(
-            f"ppo: {len(rows) - len(kept)} of {len(rows)} prompts are longer than {room} tokens, "
-            "which max_seq_len less max_new_tokens leaves, and skipped"
-        )
-    return kept
 
 
 def _digest(value: Any) -> str:

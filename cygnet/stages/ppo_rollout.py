@@ -130,7 +130,7 @@ class Answerer:
         packed = EpisodeRows(episodes, self.seq_len)
         of_policy = self.measured(policy, packed.rows)
         of_reference = score_rows(self.reference, packed.rows, self.vocab_size, self.temperature)
-        columns = [packed.per_episode(values) for values in (*of_policy, of_reference[0])]
+        columns = [packed.per_episode(values) for values in (*of_policy, of_reference)]
         return [Answer(*known) for known in zip(episodes, *columns, rewards, judged, strict=True)]
 
     def measured(self, policy: ScoringTransformer, rows: Batch) -> list[Tensor]:

@@ -1,109 +1,92 @@
-"""Signs that a policy earns its reward by a trick, or has stopped trying anything new.
+"""Watching a run's metrics: what leaves its healthy range is told once, in plain words.
 
-Each figure of a rollout is compared with that of the first one; what is out of bounds is said once,
-in plain words and with the step.
+A stage that is to be watched has a `watch(step, metrics)`, which the engine calls on rank 0 with
+every line that it logs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from cygnet.progress import say
 
-LENGTH_FACTOR = 1.5
-MORE_REPETITION = 0.1
-LEAST_ENTROPY_SHARE = 0.2
-REWARD_MOVE = 0.1
+Metrics = Mapping[str, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A healthy range, and what to say of a run that leaves it."""
+
+    metric: str | Callable[[Metrics], float]
+    """A name, or what is computed from several; a line that lacks one says nothing."""
+    low: float = -math.inf
+    """Smallest healthy value."""
+    high: float = math.inf
+    """Largest healthy value."""
+    since_first: bool = False
+    """Whether the range is of the change since the first line, rather than of the value."""
+    patience: int = 0
+    """For how many steps the value may be outside."""
+    sentence: str | Callable[[Metrics], str]
+    """What is wrong, why, and what to do: a text with places for {value}, {first} and {steps} (for
+    how many it has been so), or what makes one of the line that was the last straw."""
+
+
+@dataclass
+class _Seen:
+    """What a rule has seen."""
+
+    first: float | None = None
+    outside_since: int | None = None
+    is_told: bool = False
+
+
+@dataclass
 class Watch:
-    """Remembers the first rollout's figures, and what was said.
+    """Rules over the metrics of one run.
 
     Attributes:
-        start: the figures of the first rollout that was looked at; part of a checkpoint.
+        told: (step, sentence) of every warning given.
     """
 
-    NAMES: ClassVar = ("reward", "judge_reward", "answer_tokens", "repetition", "answer_entropy")
-    SIGNS: ClassVar = ("length", "repetition", "judge", "entropy")
+    name: str
+    rules: Sequence[Rule]
+    told: list[tuple[int, str]] = field(default_factory=list)
 
-    def __init__(self) -> None:
-        self.start: dict[str, float] = {}
-        self.said: set[str] = set()
+    def __post_init__(self) -> None:
+        self._seen = [_Seen() for _ in self.rules]
 
-    def look(self, step: int, figures: Mapping[str, float]) -> bool:
-        """Compare a rollout's figures with the first one's, and warn.
-
-        Returns whether the entropy has collapsed for the first time: worth keeping the checkpoint.
-
-        Args:
-            step: optimizer steps done.
-            figures: some of `NAMES`; means over the rollout.
-        """
-        if not self.start:
-            self.start = {name: figures[name] for name in self.NAMES if name in figures}
-            return False
-        found = {name: (self.start[name], figures[name]) for name in self.start if name in figures}
-        fresh = {sign: text for sign, text in signs(found).items() if sign not in self.said}
-        for text in fresh.values():
-            say(f"step {step}: {text}")
-        self.said |= fresh.keys()
-        return "entropy" in fresh
-
-    def state(self) -> Tensor:
-        """Return all of it as float64."""
-        start = [self.start.get(name, math.nan) for name in self.NAMES]
-        said = [float(sign in self.said) for sign in self.SIGNS]
-        return torch.tensor([*start, *said], dtype=torch.float64)
-
-    def load_state(self, state: Tensor) -> None:
-        """Take what `state` gave."""
-        numbers = state.tolist()
-        start = zip(self.NAMES, numbers, strict=False)
-        self.start = {name: value for name, value in start if not math.isnan(value)}
-        said = zip(self.SIGNS, numbers[len(self.NAMES) :], strict=True)
-        self.said = {sign for sign, value in said if value}
+    def __call__(self, step: int, metrics: Metrics) -> None:
+        """Look at a line that is logged, and say what has been out of its range for too long."""
+        for rule, seen in zip(self.rules, self._seen, strict=True):
+            value = _value(rule, metrics)
+            if value is None or seen.is_told:
+                continue
+            if seen.first is None:
+                seen.first = value
+            judged = value - seen.first if rule.since_first else value
+            if rule.low <= judged <= rule.high:
+                seen.outside_since = None
+                continue
+            if seen.outside_since is None:
+                seen.outside_since = step
+            steps = step - seen.outside_since
+            if steps >= rule.patience:
+                seen.is_told = True
+                sentence = (
+                    rule.sentence if isinstance(rule.sentence, str) else rule.sentence(metrics)
+                )
+                said = sentence.format(value=value, first=seen.first, steps=steps)
+                self.told.append((step, said))
+                say(f"{self.name}: warning at step {step}: {said}")
 
 
-def signs(found: Mapping[str, tuple[float, float]]) -> dict[str, str]:
-    """Return what is out of bounds: the sign's name, and the words for a person.
-
-    Args:
-        found: name of a figure to its first and its present value.
-    """
-    said = {}
-    before, now = found["answer_tokens"]
-    if not before / LENGTH_FACTOR <= now <= before * LENGTH_FACTOR:
-        change = "longer" if now > before else "shorter"
-        said["length"] = (
-            f"answers have become much {change} ({before:.0f} tokens at the start, {now:.0f} now); "
-            f"see if they are better, or if the reward is for being {change}: read some, raise "
-            "--kl_coef, or balance the lengths of the pairs that the reward model learns from"
-        )
-    before, now = found["repetition"]
-    if now > before + MORE_REPETITION:
-        said["repetition"] = (
-            f"answers repeat themselves more ({before:.2f} of their 4-grams at the start, "
-            f"{now:.2f} now), which the reward model does not see: raise --kl_coef, or add pairs "
-            "that reject it"
-        )
-    if "judge_reward" in found:
-        moved, judged = found["reward"][1] - found["reward"][0], found["judge_reward"]
-        if moved > REWARD_MOVE and judged[1] < judged[0] - REWARD_MOVE:
-            said["judge"] = (
-                f"the reward has risen by {moved:.2f}, and the judge's has fallen "
-                f"({judged[0]:.2f} at the start, {judged[1]:.2f} now): the policy has found what "
-                "its reward model alone likes; raise --kl_coef or stop here"
-            )
-    before, now = found["answer_entropy"]
-    if now < before * LEAST_ENTROPY_SHARE:
-        said["entropy"] = (
-            f"the entropy has collapsed ({before:.2f} nats a token at the start, {now:.2f} now): "
-            "answers hardly vary, and little is left to learn from. This step's checkpoint is "
-            "kept; raise --kl_coef or --entropy_coef, or lower --learning_rate"
-        )
-    return said
+def _value(rule: Rule, metrics: Metrics) -> float | None:
+    """Return what a rule looks at; none where the line lacks it, or it is no number."""
+    try:
+        value = metrics[rule.metric] if isinstance(rule.metric, str) else rule.metric(metrics)
+    except (KeyError, ZeroDivisionError):
+        return None
+    return value if math.isfinite(value) else None

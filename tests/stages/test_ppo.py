@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from cygnet.stages.tricks import Tricks
 
 from cygnet.config import TrainConfig
 from cygnet.errors import UserError
@@ -17,7 +18,6 @@ from cygnet.stages.episode_rows import EpisodeRows
 from cygnet.stages.ppo import PpoConfig, PpoStage
 from cygnet.stages.ppo_rollout import Answer, Answerer
 from cygnet.stages.rollout import Roller, RolloutConfig
-from cygnet.stages.watch import Watch
 from cygnet.text.loader import IGNORE
 from cygnet.text.tokenizer import Tokenizer
 from tests.models import random_model
@@ -273,7 +273,7 @@ def test_what_a_checkpoint_holds_goes_on_as_if_nothing_had_been(tokenizer: Token
         train(stage, copy.deepcopy(model), steps=3)
     resumed = make_stage(tokenizer, config)
     resumed.load_state({name: tensor.clone() for name, tensor in cut.state().items()})
-    assert resumed.watch.start == whole.watch.start
+    assert resumed.tricks.start == whole.tricks.start
     for number in (4, 5, 6, 7):
         figures = []
         for stage in (whole, resumed):
@@ -286,7 +286,7 @@ def test_what_a_checkpoint_holds_goes_on_as_if_nothing_had_been(tokenizer: Token
             )
         assert torch.equal(whole.batch(number).tokens, resumed.batch(number).tokens)
     whole.load_state({})
-    assert whole.state().keys() == {"progress", "watch"}
+    assert whole.state().keys() == {"progress", "tricks"}
 
 
 FIGURES = {
@@ -311,17 +311,17 @@ FIGURES = {
 def test_a_trick_is_named_once_with_its_step(
     changes: dict[str, float], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    watch = Watch()
-    assert not watch.look(0, FIGURES)
-    assert watch.look(8, FIGURES | changes) == ("entropy" in said)
-    watch.look(16, FIGURES | changes)
+    tricks = Tricks()
+    assert not tricks.look(0, FIGURES)
+    assert tricks.look(8, FIGURES | changes) == ("entropy" in said)
+    tricks.look(16, FIGURES | changes)
     captured = capsys.readouterr()
     found = " ".join((captured.out + captured.err).split())
     assert found.count("step 8:") == found.count(" at the start") == bool(said)
     assert said in found
-    again = Watch()
-    again.load_state(watch.state())
-    assert again.start == watch.start and again.said == watch.said
+    again = Tricks()
+    again.load_state(tricks.state())
+    assert again.start == tricks.start and again.said == tricks.said
 
 
 def test_a_collapse_keeps_the_checkpoint(tokenizer: Tokenizer) -> None:
