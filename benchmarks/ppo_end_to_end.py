@@ -20,7 +20,6 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from cygnet.stages.prompts import asked_prompts
 
 from cygnet.config import TrainConfig
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
@@ -32,6 +31,7 @@ from cygnet.progress import say
 from cygnet.stages.episode_rows import EpisodeRows, score_rows
 from cygnet.stages.pairs import PairConfig, build_pairs
 from cygnet.stages.ppo import PpoConfig, ppo
+from cygnet.stages.prompts import asked_prompts
 from cygnet.stages.reward import RewardConfig, compare_heldout, reward
 from cygnet.stages.rollout import Episode, Roller, RolloutConfig
 from cygnet.text.forms import is_poem_of_form, repetition_rate

@@ -54,7 +54,9 @@ def ppo_command(config: PpoCommand) -> None:
         prompts = read_prompts(config.data, HELDOUT_SHARE)
     else:
         with first("prompts", config.train.timeout_s):
-            prompts = asked_prompts(learnt_instructions("ppo", start, config.out, config.instructions))
+            prompts = asked_prompts(
+                learnt_instructions("ppo", start, config.out, config.instructions)
+            )
     model = ppo(
         prompts, start, config.reward_model, config.judge_model, config.out, config.train,
         config.settings,

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from cygnet.stages.tricks import Tricks
 
 from cygnet.config import TrainConfig
 from cygnet.errors import UserError
@@ -18,6 +17,7 @@ from cygnet.stages.episode_rows import EpisodeRows
 from cygnet.stages.ppo import PpoConfig, PpoStage
 from cygnet.stages.ppo_rollout import Answer, Answerer
 from cygnet.stages.rollout import Roller, RolloutConfig
+from cygnet.stages.tricks import Tricks
 from cygnet.text.loader import IGNORE
 from cygnet.text.tokenizer import Tokenizer
 from tests.models import random_model
