@@ -116,4 +116,7 @@ MAKERS: dict[str, Maker] = {
     "echo": _plain(EchoStage),
     "scored": _scored,
     "lora": _adapted(use_dora=True),
+    "dropout": _adapted(lora_dropout=0.3),
 }
+DRAWING = ("dropout",)
+"""Those in which each process draws numbers of its own, so that several are not one."""
