@@ -116,6 +116,7 @@ MAKERS: dict[str, Maker] = {
     "echo": _plain(EchoStage),
     "scored": _scored,
     "lora": _adapted(use_dora=True),
+    "qlora": _adapted(quantize="nf4"),
     "dropout": _adapted(lora_dropout=0.3),
 }
 DRAWING = ("dropout",)
