@@ -44,7 +44,9 @@ def dpo_command(config: DpoCommand) -> None:
     connect(config.dpo.timeout_s)
     if config.data:
         pairs = out / "pairs"
-        on_rank_zero(lambda: take_pairs(config.data, pairs))
+        on_rank_zero(
+            lambda: take_pairs(config.data, pairs, labelled=config.preference.loss == "kto")
+        )
     else:
         with first("pairs", config.dpo.timeout_s):
             instructions = learnt_instructions("dpo", start, out, config.instructions)
