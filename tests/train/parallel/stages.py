@@ -221,4 +221,8 @@ MAKERS: dict[str, Maker] = {
     "orpo": _preference("orpo"),
     "kto": _preference("kto"),
     "lora": _adapted(use_dora=True),
+    "qlora": _adapted(quantize="nf4"),
+    "dropout": _adapted(lora_dropout=0.3),
 }
+DRAWING = ("dropout",)
+"""Those in which each process draws numbers of its own, so that several are not one."""
