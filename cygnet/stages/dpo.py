@@ -18,6 +18,7 @@ from cygnet.config import TrainConfig
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.errors import UserError
 from cygnet.files import sha256_file
+from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say
 from cygnet.stages.answer_rows import (
@@ -54,6 +55,7 @@ def dpo(
     config: TrainConfig,
     preference: DpoConfig,
     renew: bool = False,
+    lora: LoraConfig = NO_LORA,
 ) -> Path:
     """Align the model at `start` with a folder of pairs and return the model folder.
 
@@ -64,7 +66,7 @@ def dpo(
         run: the run folder.
         config: training settings.
         preference: the loss.
-        renew: see `train_and_save`.
+        renew, lora: see `train_and_save`.
 
     Raises:
         UserError: `start` is no model, a pair is damaged, or no pair fits a row.
@@ -88,7 +90,9 @@ def dpo(
         reference = _Reference(model, cache, key, preference.reference == "none")
         return make_stage(files, tokenizer, model, config, preference, reference)
 
-    return train_and_save("dpo", model, tokenizer, stage, config, run, inputs, renew)
+    return train_and_save(
+        "dpo", model, tokenizer, stage, config, run, inputs, renew, lora=lora, start=start
+    )
 
 
 class _Reference:
