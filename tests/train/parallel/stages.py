@@ -3,6 +3,7 @@
 A stage is made alike in every process, from what is in the request alone.
 """
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from cygnet.config import TrainConfig
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
 from cygnet.stages.next_token import NextTokenStage
+from cygnet.stages.reward import RewardConfig, RewardStage, pack, scorer_around
 from cygnet.text.loader import IGNORE, Batch
 from cygnet.text.shards import ShardReader
 from cygnet.text.tokenizer import Tokenizer
@@ -89,7 +91,22 @@ def _scored(
     )
 
 
+def _reward(
+    model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+) -> Made:
+    """Pairs, of which the better side begins with a smaller id."""
+    chooser = random.Random(5)
+
+    def said(first: int) -> list[int]:
+        return [first, *chooser.choices(range(tokenizer.vocab_size), k=chooser.randint(1, 11))]
+
+    groups = [[said(n), said(n + 150)] for n in range(40)]
+    batch, _ = pack(groups, [[n % 3 / 10] * 2 for n in range(40)], config.max_seq_len)
+    return scorer_around(model), RewardStage(batch, batch, config, RewardConfig())
+
+
 MAKERS: dict[str, Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]] = {
     "echo": _plain(EchoStage),
     "scored": _scored,
+    "reward": _reward,
 }
