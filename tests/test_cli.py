@@ -105,7 +105,14 @@ def test_a_misspelt_key_is_named_with_the_nearest(
 
 
 @pytest.mark.parametrize(
-    "name", ["train_tokenizer.py", "train_pretrain.py", "train_full_sft.py", "train_dpo.py"]
+    "name",
+    [
+        "train_tokenizer.py",
+        "train_pretrain.py",
+        "train_full_sft.py",
+        "train_dpo.py",
+        "train_reward.py",
+    ],
 )
 def test_launch_files_take_the_flags_of_their_command(name: str) -> None:
     done = subprocess.run(
