@@ -22,6 +22,8 @@ from cygnet.errors import UserError, nearest
 Settings = TypeVar("Settings")
 PRESETS = (Path(__file__).parent / "configs").resolve()
 """The folder of the preset files; in a checkout a link to the one at its root."""
+STAGES = ("pretrain", "distill", "sft", "dpo", "ppo", "grpo")
+"""Stages that make a language model, in their usual order; each has a folder in a whole run."""
 LENGTHS = ("steps", "tokens", "epochs", "minutes")
 """Ways of saying how long a stage trains; at most one is given."""
 
@@ -255,6 +257,14 @@ class TrainConfig:
     def rows_per_batch(self) -> int:
         """Rows of max_seq_len tokens in one optimizer step."""
         return self.batch_tokens // self.max_seq_len
+
+
+def stages_of_run(run: Path) -> tuple[str, ...]:
+    """Return the stages of a whole run that make language models, in the order it took them."""
+    config = run / "config.yaml"
+    named = read_yaml(config).get("stages") if config.is_file() else None
+    after = [stage for stage in named or () if stage in STAGES]
+    return ("pretrain", *after) if after else STAGES
 
 
 def load_settings(

@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from cygnet.config import ModelConfig, TrainConfig, as_yaml
+from cygnet.config import ModelConfig, TrainConfig, as_yaml, stages_of_run
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.corpus.pipeline import DataConfig, prepare
 from cygnet.errors import UserError
@@ -24,7 +25,6 @@ from cygnet.stages.pairs import NoPairsError, PairConfig
 from cygnet.stages.pretrain import pretrain
 from cygnet.stages.sft import sft
 from cygnet.steps import (
-    STAGES,
     evaluate_stages,
     make_instructions,
     make_pairs,
@@ -33,6 +33,8 @@ from cygnet.steps import (
 from cygnet.train.parallel.choose import check_parallel
 from cygnet.train.parallel.group import first, on_rank_zero, world
 from cygnet.train.run_folder import keep_aside
+
+After = Literal["sft", "dpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class RunCommand:
     """Files, folders or globs of raw text or conversations; none takes the built-in text."""
     out: Path = Path("runs/mine")
     """Folder for everything that is made."""
+    stages: tuple[After, ...] = ("sft", "dpo")
+    """What follows pretraining, in this order; each has a section of settings."""
     corpus: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     pretrain: TrainConfig = TrainConfig()
@@ -58,41 +62,85 @@ class RunCommand:
 
 
 def run_command(config: RunCommand) -> None:
-    """Take every step that is not up to date, evaluate each stage, write the report."""
-    run, wait_s = config.out, config.pretrain.timeout_s
-    for stage in STAGES:
+    """Take every step that is not up to date, evaluate each stage, write the report.
+
+    Raises:
+        UserError: a stage stands twice in the list, or lacks what it needs.
+    """
+    twice = sorted({stage for stage in config.stages if config.stages.count(stage) > 1})
+    if twice:
+        raise UserError(f"stages: {twice[0]} stands there twice; each has one folder in a run")
+    for stage in ("pretrain", *config.stages):
         with _flags_of(stage):
             check_parallel(getattr(config, stage), config.model, world().size)  # before the data
-    with first("data and tokenizer", wait_s):
-        data = prepare(dataclasses.replace(config.corpus, paths=config.data), run / "data")
-        write_atomic(run / "config.yaml", as_yaml(config))
-        tokenizer = train_tokenizer_step(data, run / "tokenizer", config.model.vocab_size)
-    with _flags_of("pretrain"):
-        base = pretrain(
-            data, tokenizer, run / "shards" / "pretrain", run / "pretrain",
-            config.model, config.pretrain, renew=True,
-        )  # fmt: skip
-    with first("instructions", wait_s):
-        instructions = make_instructions(data, run / "instructions", config.instructions)
-    with _flags_of("sft"):
-        tuned = sft(instructions, base, run / "shards" / "sft", run / "sft", config.sft, renew=True)
-    last = tuned
-    pairs = None
-    with first("pairs", wait_s):
-        try:
-            with _flags_of("dpo"):
-                pairs = make_pairs(instructions, tuned, run / "pairs", config.pairs, config.dpo)
-        except NoPairsError as error:
-            say(f"dpo: left out. {error}")
-            if (run / "dpo" / "config.yaml").exists():
-                keep_aside(run / "dpo")
-    if pairs is not None:
+    way = _Way(config)
+    way.pretrain()
+    for stage in config.stages:
+        getattr(way, stage)()
+    on_rank_zero(lambda: _end_run(config, way.last))
+
+
+class _Way:
+    """The steps of one run, each of which starts from what the one before it left.
+
+    Attributes:
+        last: the model folder so far.
+    """
+
+    def __init__(self, config: RunCommand) -> None:
+        self.config, self.run, self.wait_s = config, config.out, config.pretrain.timeout_s
+        self.last = self.run
+
+    def pretrain(self) -> None:
+        """Raw text to a model that continues text."""
+        config, run = self.config, self.run
+        with first("data and tokenizer", self.wait_s):
+            self.data = prepare(dataclasses.replace(config.corpus, paths=config.data), run / "data")
+            write_atomic(run / "config.yaml", as_yaml(config))
+            tokenizer = train_tokenizer_step(self.data, run / "tokenizer", config.model.vocab_size)
+        with _flags_of("pretrain"):
+            self.last = pretrain(
+                self.data, tokenizer, run / "shards" / "pretrain", run / "pretrain",
+                config.model, config.pretrain, renew=True,
+            )  # fmt: skip
+
+    def sft(self) -> None:
+        """Conversations to a model that answers."""
+        instructions, shards = self.instructions, self.run / "shards" / "sft"
+        with _flags_of("sft"):
+            self.last = sft(
+                instructions, self.last, shards, self.run / "sft", self.config.sft, renew=True
+            )
+
+    def dpo(self) -> None:
+        """Pairs to a model that prefers."""
+        config, run = self.config, self.run
+        instructions = self.instructions
+        with first("pairs", self.wait_s):
+            try:
+                with _flags_of("dpo"):
+                    pairs = make_pairs(
+                        instructions, self.last, run / "pairs", config.pairs, config.dpo
+                    )
+            except NoPairsError as error:
+                self._leave_out("dpo", error)
+                return
         with _flags_of("dpo"):
-            last = dpo(
-                pairs, tuned, run / "shards" / "dpo", run / "dpo",
+            self.last = dpo(
+                pairs, self.last, run / "shards" / "dpo", run / "dpo",
                 config.dpo, config.preference, renew=True,
             )  # fmt: skip
-    on_rank_zero(lambda: _end_run(config, last))
+
+    @cached_property
+    def instructions(self) -> Path:
+        """The conversations of the run."""
+        with first("instructions", self.wait_s):
+            return make_instructions(self.data, self.run / "instructions", self.config.instructions)
+
+    def _leave_out(self, stage: str, error: UserError) -> None:
+        say(f"{stage}: left out. {error}")
+        if (self.run / stage / "config.yaml").exists():
+            keep_aside(self.run / stage)
 
 
 @contextmanager
@@ -113,7 +161,7 @@ def _end_run(config: RunCommand, last: Path) -> None:
         evaluate_stages(run, config.eval, config.sft)
     with folder_atomic(run / "model") as folder:
         shutil.copytree(last, folder, dirs_exist_ok=True)
-    write_report(run, STAGES)
+    write_report(run, stages_of_run(run))
     say(
         f"\nDone. All of it is in {run}:\n"
         f"  {run}/report.html   what each stage changed, with curves and samples (open it)\n"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from cygnet import __version__
-from cygnet.config import TrainConfig, plain
+from cygnet.config import TrainConfig, plain, stages_of_run
 from cygnet.corpus.instructions import InstructionConfig, build_instructions
 from cygnet.corpus.pipeline import HELDOUT, TRAIN, DataConfig, prepare
 from cygnet.corpus.small_talk import KIND as SMALL_TALK
@@ -28,7 +28,6 @@ from cygnet.train.hardware import find_hardware
 from cygnet.train.run_folder import data_of, differences, stage_folders
 
 INPUTS, EVAL_INPUTS, EVAL_RESULT = "inputs.json", "eval_inputs.json", "eval.json"
-STAGES = ("pretrain", "sft", "dpo")
 From = Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN_OR_MODEL")]
 Train = Annotated[TrainConfig, tyro.conf.arg(name="")]
 
@@ -93,7 +92,7 @@ def evaluate_stages(
     """
     stages = {
         stage: folder
-        for stage, folder in stage_folders(run, STAGES).items()
+        for stage, folder in stage_folders(run, stages_of_run(run)).items()
         if (folder / "model").exists()
     }
     if not stages:

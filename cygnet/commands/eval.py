@@ -8,10 +8,10 @@ from typing import Annotated
 
 import tyro
 
-from cygnet.config import TrainConfig
+from cygnet.config import TrainConfig, stages_of_run
 from cygnet.evals.report import write_report
 from cygnet.evals.result import EvalConfig
-from cygnet.steps import STAGES, evaluate_stages
+from cygnet.steps import evaluate_stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,5 +30,5 @@ class EvalCommand:
 def eval_command(config: EvalCommand) -> None:
     """Evaluate, write the report again, and print it."""
     evaluate_stages(config.run, config.eval, TrainConfig(device=config.device), config.data)
-    write_report(config.run, STAGES)
+    write_report(config.run, stages_of_run(config.run))
     print((config.run / "report.md").read_text(encoding="utf-8"))

@@ -55,6 +55,28 @@ class Curve:
 
 CURVES = (
     Curve("loss", "loss (dots: on held-out data)", "loss", ("heldout_loss",), is_noisy=True),
+    Curve(
+        "accuracy",
+        "better side preferred (dots: on held-out pairs)",
+        "accuracy",
+        ("heldout_accuracy",),
+        is_noisy=True,
+    ),
+    Curve(
+        "reward", "reward (dots: on held-out prompts)", "reward", ("heldout_reward",), is_noisy=True
+    ),
+    Curve(
+        "accuracy",
+        "pairs told apart (dots: held out)",
+        "accuracy",
+        ("heldout_accuracy",),
+        is_noisy=True,
+    ),
+    Curve(
+        "margin", "margin (dots: on held-out pairs)", "margin", ("heldout_margin",), is_noisy=True
+    ),
+    Curve("kl", "distance from the reference (nats)", "kl", is_noisy=True, from_zero=True),
+    Curve("entropy", "entropy of a token (nats)", "entropy", is_noisy=True, from_zero=True),
     Curve("learning_rate", "learning rate", "lr", from_zero=True),
     Curve("tokens_per_second", "tokens per second", "tokens_per_second", from_zero=True),
     Curve("epoch_time", "time of an epoch (s)", "epoch_time", from_zero=True),

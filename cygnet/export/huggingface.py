@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cygnet.config import ModelConfig
+from cygnet.config import STAGES, ModelConfig
 from cygnet.errors import UserError
 from cygnet.export.architecture import (
     CONFIG_FILE,
@@ -31,7 +31,7 @@ from cygnet.text.tokenizer import Tokenizer
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 GENERATION_FILE = "generation_config.json"
-PLACES = (".", "model", "dpo/model", "sft/model", "pretrain/model")
+PLACES = (".", "model", *(f"{stage}/model" for stage in reversed(STAGES)))
 """Where a folder that a person names may hold its model; of several, the first is taken."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_HEADER_BYTES = 100_000_000

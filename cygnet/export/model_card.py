@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from cygnet import __version__
-from cygnet.config import ModelConfig, read_yaml
+from cygnet.config import ModelConfig, read_yaml, stages_of_run
 from cygnet.corpus import builtin
 from cygnet.export.architecture import ARCHITECTURES, model_type, read_notes
 from cygnet.files import read_json
 
-STAGES = ("pretrain", "sft", "dpo")
 CONFIG_COPY = "run_config.yaml"
 """The name in an export of the run's own config.yaml."""
 _SETTINGS = ("steps", "batch_tokens", "max_seq_len", "optimizer", "learning_rate", "seed")
@@ -46,9 +45,10 @@ def find_run(model_folder: Path) -> Run | None:
         return None
     stage = read_yaml(folder / "config.yaml").get("stage")
     if stage is None:
-        return Run(folder, _stages_of(folder, STAGES), True)
-    if folder.name == stage and stage in STAGES and (folder.parent / "config.yaml").is_file():
-        made_by = STAGES[: STAGES.index(stage) + 1]
+        return Run(folder, _stages_of(folder, stages_of_run(folder)), True)
+    stages = stages_of_run(folder.parent)
+    if folder.name == stage and stage in stages and (folder.parent / "config.yaml").is_file():
+        made_by = stages[: stages.index(stage) + 1]
         return Run(folder.parent, _stages_of(folder.parent, made_by), True)
     return Run(folder, [(str(stage), folder)], False)
 

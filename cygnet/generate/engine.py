@@ -329,7 +329,8 @@ class Engine:
         answer, taken, pieces = row.answer, 0, []
         for token in tokens:
             if token in self._ends and not answer.request.ignore_end:
-                answer.finish_reason = "stop"
+                answer.finish_reason, answer.end_id = "stop", token
+                answer.end_logprob = logprobs[taken].logprob if logprobs else None
                 break
             row.note(token)
             pieces.append(row.text.push(token))

@@ -88,9 +88,14 @@ class Generator:
             )
 
     def _engine(self, num_prompts: int, longest: int, sampling: Sampling) -> Engine:
-        """Return an engine with slots as long as asked for, and as many as memory allows."""
-        config = self.model.config
         max_len = min(longest + sampling.max_new_tokens, self.context)
-        slot_bytes = max_len * KVCache.token_bytes(config, self.model.compute_dtype)
-        num_slots = min(num_prompts, MAX_ROWS, max(MAX_CACHE_BYTES // slot_bytes, 1))
-        return Engine(self.model, self.tokenizer, num_slots=num_slots, max_len=max_len)
+        return sized_engine(self.model, self.tokenizer, num_prompts, max_len)
+
+
+def sized_engine(
+    model: Transformer, tokenizer: Tokenizer, num_requests: int, max_len: int
+) -> Engine:
+    """Return an engine with slots of `max_len` tokens, and as many as are of use and fit memory."""
+    slot_bytes = max_len * KVCache.token_bytes(model.config, model.compute_dtype)
+    num_slots = min(num_requests, MAX_ROWS, max(MAX_CACHE_BYTES // slot_bytes, 1))
+    return Engine(model, tokenizer, num_slots=num_slots, max_len=max_len)

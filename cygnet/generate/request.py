@@ -30,6 +30,8 @@ class Request:
     """Added to the logits of these ids."""
     logprobs: int | None = None
     """With each token, log-probabilities: its own and those of this many likeliest tokens."""
+    at_temperature: bool = False
+    """Whether those are of the logits divided by the sampling's temperature."""
     grammar: Grammar | None = None
     """What the answer must look like (`Grammars.json_schema`, `Grammars.regex`)."""
     ignore_end: bool = False
@@ -43,7 +45,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token's log-probability under the model itself, before penalties and temperature."""
+    """A token's log-probability under the model itself, before penalties and, unless asked for
+    (`Request.at_temperature`), temperature."""
 
     token_id: int
     logprob: float
@@ -72,6 +75,8 @@ class Answer:
         finish_reason: none while it is not finished.
         logprobs: one for each token where asked for.
         logprob_sum: their sum, to rank answers by (best-of); 0 where not asked for.
+        end_id: the token that the model ended with, where it did.
+        end_logprob: that token's log-probability, where asked for.
     """
 
     request: Request
@@ -81,6 +86,8 @@ class Answer:
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     logprob_sum: float = 0.0
+    end_id: int | None = None
+    end_logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,12 +145,19 @@ class Batch:
 
     def logprobs(self, logits_RV: Tensor, tokens: Sequence[int]) -> list[TokenLogprob | None]:
         """Return what each row's request asks for about its token, from the model's own logits."""
-        wanted = [row.answer.request.logprobs for row in self.rows]
+        requests = [row.answer.request for row in self.rows]
+        wanted = [request.logprobs for request in requests]
         found: list[TokenLogprob | None] = [None] * len(wanted)
         asking = [index for index, count in enumerate(wanted) if count is not None]
         if not asking:
             return found
-        logprobs_RV = logits_RV[asking].log_softmax(-1)
+        logits_RV = logits_RV[asking]
+        if any(requests[index].at_temperature for index in asking):
+            is_raw = [not requests[index].at_temperature for index in asking]
+            divisor_R1 = self.columns.temperature_B1[asking].clone()
+            divisor_R1[is_raw] = 1.0
+            logits_RV = logits_RV / divisor_R1
+        logprobs_RV = logits_RV.log_softmax(-1)
         most = max(count for count in wanted if count is not None)
         top = logprobs_RV.topk(most)
         for place, index in enumerate(asking):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from cygnet.text.loader import IGNORE
 
@@ -91,3 +92,42 @@ def token_log_probs(logits_MV: Tensor, labels_M: Tensor) -> Tensor:
     """Return log p(label), (M,) float32, and zero where the label is IGNORE."""
     chosen = logits_MV.gather(-1, labels_M.clamp(min=0)[:, None]).squeeze(-1)
     return torch.where(labels_M != IGNORE, chosen - logits_MV.logsumexp(-1), 0.0)
+
+
+def chunked_log_probs(
+    logits: Callable[[Tensor], Tensor],
+    hidden_MD: Tensor,
+    labels_M: Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Return log p(label), (M,) float32; only the logits of one chunk are in memory at a time.
+
+    Their gradient needs that of the whole loss, so the backward pass computes them again.
+
+    Args:
+        logits: maps hidden states (m, D) to logits (m, V), as `Transformer.logits` does.
+        hidden_MD: (M, D).
+        labels_M: (M,) int64.
+        temperature: divides the logits.
+    """
+
+    def one(hidden: Tensor, labels: Tensor) -> Tensor:
+        return token_log_probs(logits(hidden) / temperature, labels)
+
+    chunks = zip(hidden_MD.split(CHUNK_POSITIONS), labels_M.split(CHUNK_POSITIONS), strict=True)
+    return torch.cat([checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+@torch.no_grad()
+def chunked_entropy(
+    logits: Callable[[Tensor], Tensor], hidden_MD: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Return the entropy in nats of each position's distribution, (M,) float32, no gradient.
+
+    Args: as those of `chunked_log_probs`.
+    """
+    found = [hidden_MD.new_zeros(0, dtype=torch.float32)]
+    for hidden in hidden_MD.split(CHUNK_POSITIONS):
+        log_probs = (logits(hidden) / temperature).log_softmax(-1)
+        found.append(-(log_probs.exp() * log_probs).sum(-1))
+    return torch.cat(found)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cygnet import __version__
-from cygnet.config import TrainConfig, as_yaml, plain, read_yaml
+from cygnet.config import TrainConfig, as_yaml, plain, read_yaml, stages_of_run
 from cygnet.errors import UserError
 from cygnet.files import read_json, sha256_file, write_atomic
 from cygnet.progress import say
@@ -145,16 +145,16 @@ def data_of(model: Path) -> Path | None:
     run = model.parent
     stage = own_stage(run)
     if stage is None:
-        inside = (run / name for name in ("dpo", "sft", "pretrain"))
+        inside = (run / name for name in reversed(stages_of_run(run)))
         last = next((folder for folder in inside if own_stage(folder) == folder.name), None)
         return data_of(last / "model") if last else None
-    inputs = read_yaml(run / "config.yaml").get("inputs") or {}
+    known = [read_yaml(run / "config.yaml").get("inputs") or {}]
     for place in (run, run.parent):
+        made = [read_json(place / name / "inputs.json") for name in ("pairs", "prompts")]
+        hashes = {inputs.get(key) for inputs in known + made for key in ("instructions", "data")}
         for name in ("instructions", "data"):
             manifest = place / name / "manifest.json"
-            made_of = read_json(place / "pairs" / "inputs.json") if stage == "dpo" else inputs
-            key = "instructions" if stage == "dpo" else "data"
-            if manifest.is_file() and made_of.get(key) == sha256_file(manifest):
+            if manifest.is_file() and sha256_file(manifest) in hashes:
                 return place / name
     return None
 

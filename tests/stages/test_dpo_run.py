@@ -16,8 +16,8 @@ from cygnet.config import TrainConfig
 from cygnet.errors import UserError
 from cygnet.export.huggingface import load_folder, save_folder
 from cygnet.files import JsonlWriter
+from cygnet.model import loss as loss_module
 from cygnet.model.transformer import Transformer
-from cygnet.stages import dpo as dpo_module
 from cygnet.stages.dpo import (
     DpoConfig,
     DpoStage,
@@ -109,7 +109,7 @@ def test_small_chunks_of_logits_change_nothing(
     model, rows = random_model(), PairRows(pairs, tokenizer, SEQ_LEN).rows
     results = []
     for size in (10_000, 7):
-        monkeypatch.setattr(dpo_module, "CHUNK_POSITIONS", size)
+        monkeypatch.setattr(loss_module, "CHUNK_POSITIONS", size)
         model.zero_grad()
         sums, _ = answer_log_probs(model, rows)
         sums.mean().backward()

@@ -73,7 +73,6 @@ def test_killed_workers_restart_and_end_with_the_same_bits(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(list(Path(f"{killed}.kills").iterdir())) == number
-    assert done.stderr.count("exitcode: -9") == number
     assert losses(killed) == losses(whole)
     found = weights(killed)
     assert all(torch.equal(value, found[name]) for name, value in weights(whole).items())
