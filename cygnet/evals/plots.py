@@ -56,13 +56,6 @@ class Curve:
 CURVES = (
     Curve("loss", "loss (dots: on held-out data)", "loss", ("heldout_loss",), is_noisy=True),
     Curve(
-        "accuracy",
-        "better side preferred (dots: on held-out pairs)",
-        "accuracy",
-        ("heldout_accuracy",),
-        is_noisy=True,
-    ),
-    Curve(
         "reward", "reward (dots: on held-out prompts)", "reward", ("heldout_reward",), is_noisy=True
     ),
     Curve(
