@@ -23,6 +23,7 @@ from cygnet.stages.kto import labelled_batch
 from cygnet.stages.next_token import NextTokenStage
 from cygnet.stages.ppo import PpoConfig, PpoStage
 from cygnet.stages.ppo_rollout import Answerer
+from cygnet.stages.reward import RewardConfig, RewardStage, pack, scorer_around
 from cygnet.stages.rollout import Roller, RolloutConfig
 from cygnet.text.loader import IGNORE, Batch
 from cygnet.text.shards import ShardReader
@@ -213,6 +214,20 @@ def _adapted(**settings: Any) -> Maker:
     return make
 
 
+def _reward(
+    model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+) -> Made:
+    """Pairs, of which the better side begins with a smaller id."""
+    chooser = random.Random(5)
+
+    def said(first: int) -> list[int]:
+        return [first, *chooser.choices(range(tokenizer.vocab_size), k=chooser.randint(1, 11))]
+
+    groups = [[said(n), said(n + 150)] for n in range(40)]
+    batch, _ = pack(groups, [[n % 3 / 10] * 2 for n in range(40)], config.max_seq_len)
+    return scorer_around(model), RewardStage(batch, batch, config, RewardConfig())
+
+
 MAKERS: dict[str, Maker] = {
     "echo": _plain(EchoStage),
     "scored": _scored,
@@ -223,6 +238,7 @@ MAKERS: dict[str, Maker] = {
     "lora": _adapted(use_dora=True),
     "qlora": _adapted(quantize="nf4"),
     "dropout": _adapted(lora_dropout=0.3),
+    "reward": _reward,
 }
 DRAWING = ("dropout",)
 """Those in which each process draws numbers of its own, so that several are not one."""
