@@ -354,7 +354,8 @@ def _check_rewards(answers: Sequence[Answer], step: int) -> None:
     if broken:
         raise RunStopped(
             f"step {step}: the reward model gives {len(broken)} of {len(answers)} answers no "
-            f"finite number ({broken[0].reward} for {broken[0].episode.answer[:40]!r}); train it again"
+            f"finite number ({broken[0].reward} for {broken[0].episode.answer[:40]!r}); train it "
+            "again"
         )
 
 
