@@ -139,13 +139,13 @@ GOALS = {
         "prefer the better answer",
         ("preference_accuracy", "preference_margin", "poem_form_accuracy"),
     ),
+    "reward": ("tell the better answer", ("reward_accuracy", "reward_accuracy_same_length")),
     "ppo": (
         "please the reward model",
         ("preference_accuracy", "poem_form_accuracy", "recipe_completeness"),
     ),
     "grpo": ("earn what can be checked", ("poem_form_accuracy", "recipe_completeness")),
     "distill": ("predict as its teacher does", ("bits_per_byte",)),
-    "reward": ("tell the better answer", ("reward_accuracy", "reward_accuracy_same_length")),
 }
 MISSING = {
     "bits_per_byte": "no held-out text",
