@@ -54,6 +54,7 @@ from cygnet.stages.samples import Prompts
 from cygnet.stages.tricks import Tricks
 from cygnet.text.loader import IGNORE, Batch, permute
 from cygnet.text.tokenizer import Tokenizer
+from cygnet.train.guards import RunStopped
 from cygnet.train.hardware import find_hardware
 from cygnet.train.parallel.group import largest
 from cygnet.train.stage import Call, Policy
@@ -200,6 +201,7 @@ class PpoStage:
         first = progress.rollouts * config.answers_per_rollout
         places = self._order(first, config.answers_per_rollout, len(self.prompts))
         answers = self._answers(policy, [self.prompts[at] for at in places], progress.rollouts)
+        _check_rewards(answers, number)
         figures = described(answers)
         if progress.rollouts == 0 and config.normalize_rewards:
             progress.reward_mean = figures["reward"]
@@ -340,6 +342,21 @@ class PpoStage:
         self.tricks.load_state(state["tricks"])
         if "tokens" in state:
             self.rows = PpoBatch(*(state[field.name] for field in fields(PpoBatch)))
+
+
+def _check_rewards(answers: Sequence[Answer], step: int) -> None:
+    """Stop where a reward is no number: nothing can be learnt from it.
+
+    Raises:
+        RunStopped: names an answer; in every process alike.
+    """
+    broken = [answer for answer in answers if not math.isfinite(answer.reward)]
+    if broken:
+        raise RunStopped(
+            f"step {step}: the reward model gives {len(broken)} of {len(answers)} answers no "
+            f"finite number ({broken[0].reward} for {broken[0].episode.answer[:40]!r}); train it "
+            "again"
+        )
 
 
 def _scoring(model: Transformer) -> ScoringTransformer:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from trl.trainer.utils import selective_log_softmax_and_entropy
 
 from cygnet.config import TrainConfig
 from cygnet.errors import UserError
@@ -15,11 +16,12 @@ from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
 from cygnet.stages.episode_rows import EpisodeRows
 from cygnet.stages.ppo import PpoConfig, PpoStage
-from cygnet.stages.ppo_rollout import Answer, Answerer
+from cygnet.stages.ppo_rollout import Answer, Answerer, own_tokens
 from cygnet.stages.rollout import Roller, RolloutConfig
 from cygnet.stages.tricks import Tricks
 from cygnet.text.loader import IGNORE
 from cygnet.text.tokenizer import Tokenizer
+from cygnet.train.guards import RunStopped
 from tests.models import random_model
 
 SEQ_LEN = 96
@@ -333,6 +335,30 @@ def test_a_collapse_keeps_the_checkpoint(tokenizer: Tokenizer) -> None:
         certain.model.norm.weight.mul_(50)
     collected(stage, certain, 6)
     assert stage.must_keep
+
+
+def test_a_reward_that_is_no_number_stops_the_run(tokenizer: Tokenizer) -> None:
+    def broken(conversations: Sequence[Any]) -> list[float]:
+        return [math.nan, *share_of_vowels(conversations)[1:]]
+
+    stage = make_stage(tokenizer, reward=broken)
+    with torch.no_grad(), pytest.raises(RunStopped, match=r"step 0: .* 1 of 12 answers .*nan"):
+        stage.collect(0, policy_of)
+
+
+def test_log_probabilities_and_entropy_are_those_of_trl(tokenizer: Tokenizer) -> None:
+    """The other parts of PPO are in TRL no longer."""
+    policy, stage = policy_of(), make_stage(tokenizer, replace(CONFIG, temperature=0.7))
+    with torch.no_grad():
+        stage.collect(0, lambda: policy)
+        assert stage.rows is not None
+        rows, counted = stage.rows, stage.rows.labels != IGNORE
+        log_probs, entropy, _ = own_tokens(policy, rows, tokenizer.vocab_size, 0.7)
+        hidden = policy(rows.tokens, rows.positions, rows.document_ids)[counted]
+        logits = policy.logits(hidden)[:, : tokenizer.vocab_size]
+        theirs = selective_log_softmax_and_entropy(logits, rows.labels[counted], temperature=0.7)
+    torch.testing.assert_close((log_probs, entropy), theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rows.old_log_probs[counted], theirs[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
