@@ -86,7 +86,9 @@ def test_tools_go_with_a_run(place: Path) -> None:
         load_folder(place / "start")[1], place / "larger",
     )  # fmt: skip
     object.__setattr__(settings, "from_", place / "larger")
-    object.__setattr__(settings, "grpo", dataclasses.replace(TRAIN, max_seq_len=700))
+    object.__setattr__(
+        settings, "grpo", dataclasses.replace(TRAIN, max_seq_len=700, batch_tokens=700)
+    )
     grpo_command(settings)
     assert (place / "run" / "model" / "model.safetensors").exists()
 
