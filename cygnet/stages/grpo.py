@@ -257,9 +257,8 @@ class GrpoStage:
             groups = sorted(groups, key=lambda group: not group.has_signal)[:wanted]
         groups = [group for group in groups if group.episodes]
         if not groups:
-            raise RunStopped(
-                "not one answer of a rollout could be judged; look at the rewards and try again"
-            )
+            first = next(filter(None, gather(self.judge_of and self.judge_of.first_failure)), None)
+            raise RunStopped(f"not one answer of a rollout could be judged; the first: {first}")
         return groups
 
     def _packed(self, model: Transformer, groups: Sequence[Group]) -> GrpoBatch:
