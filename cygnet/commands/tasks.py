@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from cygnet.stages.tasks import TaskConfig, build_tasks
+from cygnet.stages.tasks import REWARD_OF, TaskConfig, build_tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,10 @@ class TasksCommand:
 def tasks_command(config: TasksCommand) -> None:
     """Write the set, and say how it goes on."""
     out = build_tasks(config.out, config.settings)
+    tools = " --environment tools" if config.settings.task == "tools" else ""
     print(
-        f"next: cygnet sft --from runs/demo/sft --data {out / 'sft.jsonl'} --out runs/mine-sft\n"
-        f"then: cygnet grpo --from runs/mine-sft --data {out / 'prompts.jsonl'}"
+        f"next: cygnet sft --from runs/demo/sft --data {out / 'sft.jsonl'} --out runs/mine-sft "
+        "--instructions.small_talk_repeats 0\n"
+        f"then: cygnet grpo --from runs/mine-sft --data {out / 'prompts.jsonl'} --heldout_data "
+        f"{out / 'heldout.jsonl'} --reward {REWARD_OF[config.settings.task]}{tools}"
     )
