@@ -7,8 +7,9 @@ import torch
 
 from cygnet.config import ModelConfig
 from cygnet.model.transformer import Transformer
-from cygnet.stages.environments.environment import Toolbox, ToolEnvironment
+from cygnet.stages.environments.environment import Toolbox, ToolEnvironment, World
 from cygnet.stages.episode_rows import EpisodeRows
+from cygnet.stages.grpo import GrpoConfig, GrpoStage
 from cygnet.stages.rewards.judge import Judge
 from cygnet.stages.rollout import Roller, RolloutConfig
 from cygnet.text.chat import encode_chat, render_chat
@@ -60,8 +61,15 @@ def test_loss_falls_on_what_the_model_wrote_and_on_no_word_of_a_tool() -> None:
         model = taught(tokenizer, tools)
         roller = Roller(tokenizer, RolloutConfig(temperature=0.0, max_new_tokens=80))
         row = {"prompt": "What is 37 times 45?", "answer": 1665}
-        (episode,) = roller.roll(model, [row], [0], lambda: ToolEnvironment(box))
+        world = World(lambda: ToolEnvironment(box), box)
+        (episode,) = roller.roll(model, [row], [0], world)
         verdict = judge.judge(episode.answer, episode.row, episode.messages)
+        method = GrpoConfig(prompts_per_step=1, group_size=4, max_new_tokens=80)
+        stage = GrpoStage(tokenizer, [row], [], judge, method, 500, 0, environment=world)
+        told = stage.collect(1, lambda: model)
+        # One call was made before; a model that knows its lines misses at most some of four.
+        assert 1 <= told["tool_calls"] <= 4 and told["reward_tool_use"] > 0
+        assert box.counts["tool_calls"] == 1 + told["tool_calls"]
     assert [message["role"] for message in episode.messages] == [
         "user", "assistant", "tool", "assistant",
     ]  # fmt: skip
