@@ -128,6 +128,12 @@ VERBS = {
          "cygnet plan --preset 104m --processes 64 --parallel fsdp",
          "cygnet plan --processes 2 --deepspeed configs/deepspeed/zero1.json"),
     ),
+    "tasks": Verb(
+        "questions with answers that can be checked, to try reinforcement learning on",
+        "cygnet.commands.tasks", "TasksCommand", "tasks_command",
+        ("cygnet tasks --task arithmetic --out runs/tasks/arithmetic",
+         "cygnet tasks --task tools --num_sft 200 --two_calls 0"),
+    ),
     "compare": Verb(
         "training runs side by side: a table, and a picture of their losses",
         "cygnet.evals.compare", "CompareCommand", "compare_command",
