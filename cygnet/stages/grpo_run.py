@@ -72,8 +72,10 @@ def grpo(
             reference.compute_dtype = hardware.dtype
         return GrpoStage(
             tokenizer,
-            with_room(train, roller, room, "grpo"),
-            with_room(_first(heldout, method.heldout_prompts), roller, room, "grpo, held out"),
+            with_room(train, roller, room, "grpo", environment),
+            with_room(
+                _first(heldout, method.heldout_prompts), roller, room, "grpo, held out", environment
+            ),
             judge,
             method,
             config.max_seq_len,

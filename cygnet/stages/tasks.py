@@ -2,8 +2,8 @@
 
 A set is a folder of three files: `sft.jsonl` (conversations that show the format, few of them),
 `prompts.jsonl` (what is asked in reinforcement learning) and `heldout.jsonl` (prompts whose numbers
-or words occur in neither). A prompt row is {"prompt", "kind", "rewards", "answer", ...}: what the
-built-in rewards read.
+or words occur in neither). A prompt row is {"prompt", "kind", "answer", ...}: what the built-in
+rewards read.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ from cygnet.stages.environments.tools import calculator, unit_converter
 
 Row = dict[str, Any]
 Task = Literal["arithmetic", "spelling", "json", "tools"]
+REWARD_OF: dict[Task, str] = {
+    "arithmetic": "arithmetic", "spelling": "spelling", "json": "json_schema", "tools": "tool_use",
+}  # fmt: skip
+"""The built-in reward that checks each."""
 HELDOUT_SHARE = 10
 """Of so many keys (pairs of numbers, words, names), one is held out."""
 
@@ -150,7 +154,6 @@ def _arithmetic(rng: random.Random) -> tuple[str, Row, list[Row]]:
     row = {
         "prompt": question,
         "kind": f"arithmetic in {script}",
-        "rewards": ["arithmetic"],
         "answer": a + b,
         "script": script,
     }
@@ -162,7 +165,7 @@ def _spelling(rng: random.Random) -> tuple[str, Row, list[Row]]:
     """Ask for the letters of a word, or how often one of them occurs."""
     word = rng.choice(_words())
     spelt = "-".join(word)
-    row: Row = {"rewards": ["spelling"], "word": word}
+    row: Row = {"word": word}
     if rng.random() < 0.5:
         row |= {"prompt": f"Spell {word}.", "kind": "spelling", "answer": spelt}
         return word, row, [_said(spelt)]
@@ -185,7 +188,6 @@ def _json(rng: random.Random) -> tuple[str, Row, list[Row]]:
     row = {
         "prompt": f"Give the fields {', '.join(values)} as JSON: {sentence}.",
         "kind": "json",
-        "rewards": ["json_schema"],
         "schema": {
             "type": "object",
             "properties": {field: {"type": kind} for field, kind in kinds.items()},
@@ -250,7 +252,6 @@ def _tool_row(question: str, kind: str, tools: tuple[str, ...], result: str) -> 
     return {
         "prompt": question,
         "kind": kind,
-        "rewards": ["tool_use"],
         "tools": [_schema(name) for name in tools],
         "answer": int(result) if result.lstrip("-").isdigit() else result,
     }
