@@ -23,9 +23,10 @@ from torch import Tensor
 
 from cygnet.config import TrainConfig
 from cygnet.errors import UserError
-from cygnet.export.huggingface import WEIGHTS_FILE, find_model, load_scorer, save_folder
+from cygnet.export.huggingface import WEIGHTS_FILE, find_model, load_scorer
 from cygnet.files import sha256_file
 from cygnet.generate.scorer import Scorer
+from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
 from cygnet.stages.groups import answer_seed
@@ -53,7 +54,6 @@ from cygnet.stages.rollout import Roller, RolloutConfig
 from cygnet.stages.samples import Prompts
 from cygnet.stages.tricks import Tricks
 from cygnet.text.loader import IGNORE, Batch, permute
-from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.guards import RunStopped
 from cygnet.train.hardware import find_hardware
 from cygnet.train.parallel.group import largest
@@ -372,6 +372,7 @@ def ppo(
     config: TrainConfig,
     settings: PpoConfig,
     renew: bool = False,
+    lora: LoraConfig = NO_LORA,
 ) -> Path:
     """Train the model at `start` to please a reward model, and return the model folder.
 
@@ -383,7 +384,7 @@ def ppo(
         run: the run folder.
         config: training settings.
         settings: of PPO.
-        renew: see `train_and_save`.
+        renew, lora: see `train_and_save`.
 
     Raises:
         UserError: a folder holds no model of its kind, or no prompt leaves room for an answer.
@@ -430,10 +431,10 @@ def ppo(
         samples = Prompts(tokenizer, roller.encode(heldout[:SAMPLE_ROWS]), config.max_seq_len)
         return PpoStage(train, heldout, answerer, config, settings, samples)
 
-    def save(trained: Transformer, tokenizer: Tokenizer, folder: Path) -> None:
-        save_folder(_scoring(trained).without_score(), tokenizer, folder)
-
-    return train_and_save("ppo", model, tokenizer, stage, config, run, inputs, renew, save)
+    return train_and_save(
+        "ppo", model, tokenizer, stage, config, run, inputs, renew, lora=lora, start=start,
+        final=lambda trained: _scoring(trained).without_score(),
+    )  # fmt: skip
 
 
 def _take_head(model: ScoringTransformer, reward_model: Path) -> None:

@@ -26,6 +26,7 @@ from cygnet.errors import UserError
 from cygnet.export.huggingface import save_folder
 from cygnet.files import sha256_file
 from cygnet.generate.scorer import Scorer, fitting_ids
+from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say
@@ -280,6 +281,7 @@ def reward(
     config: TrainConfig,
     loss: RewardConfig,
     renew: bool = False,
+    lora: LoraConfig = NO_LORA,
 ) -> Path:
     """Train a reward model from the model at `start` and return its folder.
 
@@ -289,7 +291,7 @@ def reward(
         run: the run folder.
         config: training settings.
         loss: what is learnt.
-        renew: see `train_and_save`.
+        renew, lora: see `train_and_save`.
 
     Raises:
         UserError: `start` is no model, or nothing fits a row.
@@ -340,8 +342,9 @@ def reward(
         save_folder(trained, tokenizer, folder, {"reward": notes})
 
     return train_and_save(
-        "reward", scorer_around(model), tokenizer, stage, config, run, inputs, renew, save
-    )
+        "reward", scorer_around(model), tokenizer, stage, config, run, inputs, renew, save,
+        lora, start,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
