@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cygnet.config import STAGES, ModelConfig
 from cygnet.errors import UserError
+from cygnet.export.adapter import refuse_adapter
 from cygnet.export.architecture import (
     CONFIG_FILE,
     read_config,
@@ -143,6 +144,7 @@ def find_model(path: Path) -> Path:
             return path / place
     if not path.exists():
         raise UserError(f"{path}: no such folder; give that of a finished run or of a model")
+    refuse_adapter(path)
     refuse_pickles(path)
     if (path / INDEX_FILE).is_file():
         raise UserError(

@@ -12,16 +12,16 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from cygnet.files import write_atomic
-from cygnet.model.loss import CHUNK_POSITIONS, token_log_probs
+from cygnet.model.loss import chunked_log_probs
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say, track
 from cygnet.text.chat import encode_chat
@@ -69,8 +69,7 @@ class PackedAnswers:
         groups_of = np.searchsorted(first_token, plan.starts).tolist()
         edges = plan.row_offsets.tolist()
         self.numbers = [
-            [fits[group] for group in groups_of[start:stop]]
-            for start, stop in zip(edges, edges[1:], strict=False)
+            [fits[group] for group in groups_of[start:stop]] for start, stop in pairwise(edges)
         ]
         self.rows = lay_out([[d for i in row for d in groups[i]] for row in self.numbers], seq_len)
 
@@ -134,26 +133,13 @@ def answer_log_probs(model: Transformer, rows: Batch) -> tuple[Tensor, Tensor]:
     hidden = model(rows.tokens, rows.positions, rows.document_ids)
     labels = rows.labels.flatten()
     counted = labels != IGNORE
-    log_probs = _chunked_log_probs(model, hidden.flatten(0, 1)[counted], labels[counted])
+    log_probs = chunked_log_probs(model.logits, hidden.flatten(0, 1)[counted], labels[counted])
     per_row = documents_per_row(rows)
     first = per_row.cumsum(0) - per_row
     document = (first[:, None] + rows.document_ids).flatten()[counted]
     zeros = torch.zeros(int(per_row.sum()), device=log_probs.device)
     sums = zeros.index_add(0, document, log_probs)
     return sums, zeros.index_add(0, document, torch.ones_like(log_probs))
-
-
-def _chunked_log_probs(model: Transformer, hidden_MD: Tensor, labels_M: Tensor) -> Tensor:
-    """Return log p(label), (M,) float32; only the logits of one chunk are in memory at a time.
-
-    Their gradient needs that of the whole loss, so the backward pass computes them again.
-    """
-
-    def one(hidden: Tensor, labels: Tensor) -> Tensor:
-        return token_log_probs(model.logits(hidden), labels)
-
-    chunks = zip(hidden_MD.split(CHUNK_POSITIONS), labels_M.split(CHUNK_POSITIONS), strict=True)
-    return torch.cat([checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def documents_per_row(rows: Batch) -> Tensor:
