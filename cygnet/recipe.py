@@ -85,6 +85,8 @@ def run_command(config: RunCommand) -> None:
     twice = sorted({stage for stage in config.stages if config.stages.count(stage) > 1})
     if twice:
         raise UserError(f"stages: {twice[0]} stands there twice; each has one folder in a run")
+    if "ppo" in config.stages and "reward" not in config.stages[: config.stages.index("ppo")]:
+        raise UserError("stages: ppo needs a reward model; put reward before it")
     for stage in ("pretrain", *config.stages):
         with _flags_of(stage):
             check_parallel(getattr(config, stage), config.model, world().size)  # before the data
@@ -154,7 +156,8 @@ class _Way:
         """A judge, and what is asked, to a model that pleases it."""
         judge, config = self.run / "reward", self.config
         if not (judge / "model").exists():
-            raise UserError("stages: ppo needs a reward model; put reward before it")
+            self._leave_out("ppo", UserError("there is no reward model"))
+            return
         with _flags_of("ppo"):
             self.last = ppo(
                 asked_prompts(self.instructions), self.last, judge, None, self.run / "ppo",
