@@ -17,7 +17,6 @@ from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,7 +52,7 @@ from cygnet.stages.prompts import Split, with_room
 from cygnet.stages.rollout import Roller, RolloutConfig
 from cygnet.stages.samples import Prompts
 from cygnet.stages.tricks import Tricks
-from cygnet.text.loader import IGNORE, Batch, permute
+from cygnet.text.loader import IGNORE, Batch, endless_order
 from cygnet.train.guards import RunStopped
 from cygnet.train.hardware import find_hardware
 from cygnet.train.parallel.group import largest
@@ -260,12 +259,8 @@ class PpoStage:
 
     def _order(self, first: int, count: int, size: int, *what: int) -> list[int]:
         """Return entries `first` to `first + count - 1` of an endless order of 0 to size - 1."""
-        seed = answer_seed(self.seed, *what)
-        epochs, ranks = np.divmod(np.arange(first, first + count), size)
-        parts = [
-            permute(ranks[epochs == epoch], size, seed, int(epoch)) for epoch in np.unique(epochs)
-        ]
-        return [int(place) for part in parts for place in part]
+        found: list[int] = endless_order(first, count, size, answer_seed(self.seed, *what)).tolist()
+        return found
 
     # Steps
 

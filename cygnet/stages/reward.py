@@ -41,7 +41,7 @@ from cygnet.stages.reward_losses import (
     scale_thresholds,
 )
 from cygnet.text.chat import encode_chat
-from cygnet.text.loader import IGNORE, Batch, permute
+from cygnet.text.loader import IGNORE, Batch, endless_order
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.stage import Call
 
@@ -186,13 +186,7 @@ class RewardStage:
 
     def _places(self, number: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         first = number * self.rows_per_batch
-        epochs, ranks = np.divmod(np.arange(first, first + self.rows_per_batch), self.num_rows)
-        return np.concatenate(
-            [
-                permute(ranks[epochs == epoch], self.num_rows, self.seed, int(epoch))
-                for epoch in np.unique(epochs)
-            ]
-        )
+        return endless_order(first, self.rows_per_batch, self.num_rows, self.seed)
 
 
 def _wins(better: Tensor, worse: Tensor) -> Tensor:
