@@ -79,7 +79,7 @@ class PpoConfig:
     minibatches: int = 4
     """Optimizer steps in each pass."""
     temperature: float = 1.0
-    """Of the answers. Log-probabilities are those of temperature 1: another one is off-policy."""
+    """Divides the logits, where answers are drawn and in the loss."""
     max_new_tokens: int = 160
     """Longest answer."""
     heldout_prompts: int = 32
