@@ -70,6 +70,12 @@ VERBS = {
         ("cygnet dpo --from runs/first-sft --out runs/first-dpo",
          "cygnet dpo --from runs/first-sft --data pairs.jsonl --beta 0.2"),
     ),
+    "reward": Verb(
+        "learn to judge: a reward model from pairs or ratings",
+        "cygnet.commands.reward", "RewardCommand", "reward_command",
+        ("cygnet reward --from runs/first-sft --out runs/first-reward",
+         "cygnet reward --from runs/first-sft --data ratings.jsonl --epochs 1"),
+    ),
     "grpo": Verb(
         "get better at what can be checked: reinforcement learning from rewards",
         "cygnet.commands.grpo", "GrpoCommand", "grpo_command",

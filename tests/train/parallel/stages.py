@@ -3,17 +3,22 @@
 A stage is made alike in every process, from what is in the request alone.
 """
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from cygnet.config import TrainConfig
+from cygnet.model.lora import LoraConfig, add_lora
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
+from cygnet.stages.answer_rows import AnswerBatch, answer_log_probs, lay_out, with_reference
+from cygnet.stages.dpo import DpoConfig, DpoStage, KtoStage
 from cygnet.stages.grpo import GrpoConfig, GrpoStage
+from cygnet.stages.kto import labelled_batch
 from cygnet.stages.next_token import NextTokenStage
 from cygnet.text.loader import IGNORE, Batch
 from cygnet.text.shards import ShardReader
@@ -22,6 +27,7 @@ from cygnet.train.parallel.group import gather, world
 from cygnet.train.stage import Policy
 
 Made = tuple[Transformer, Any]
+Maker = Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]
 
 
 class EchoStage(NextTokenStage):
@@ -61,6 +67,14 @@ class EchoStage(NextTokenStage):
             self.collected = Batch(**state)
 
 
+class LoraStage(EchoStage):
+    """As its parent, which asks the merged model."""
+
+    def judge(self, policy: Policy) -> dict[str, float]:
+        merged = policy().state_dict()
+        return {"heldout_size": sum(float((t.float() ** 3).sum()) for t in merged.values())}
+
+
 class ScoredStage(NextTokenStage):
     """Learns the next token, and to give each token its position as its score."""
 
@@ -71,9 +85,7 @@ class ScoredStage(NextTokenStage):
         return loss + error, {"score_error": error.detach()}
 
 
-def _plain(
-    kind: type[NextTokenStage],
-) -> Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]:
+def _plain(kind: type[NextTokenStage]) -> Maker:
     def make(
         model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
     ) -> Made:
@@ -125,8 +137,61 @@ def _grpo(
     return model, stage
 
 
-MAKERS: dict[str, Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]] = {
+def _preference(
+    loss: Literal["orpo", "kto"],
+) -> Maker:
+    """Pairs, or answers with labels, of random tokens; other answers stand for mismatched ones."""
+
+    def make(
+        model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+    ) -> Made:
+        chooser = random.Random(4)
+
+        def answers(num_rows: int) -> AnswerBatch:
+            rows = []
+            for _ in range(num_rows):
+                groups = []
+                for _ in range(chooser.choice((2, 4))):  # rows weigh differently
+                    ids = chooser.choices(range(tokenizer.vocab_size), k=chooser.randint(3, 8))
+                    groups.append((ids, [at > 0 for at in range(len(ids))]))
+                rows.append(groups)
+            packed = lay_out(rows, config.max_seq_len)
+            with torch.no_grad():
+                found, _ = answer_log_probs(model, packed)
+            return with_reference(packed, found - 1.5)  # so that z_0 is above zero
+
+        train, heldout = answers(13), answers(3)
+        settings = DpoConfig(loss=loss, beta=0.5)
+        if loss == "orpo":
+            return model, DpoStage(train, heldout, config, settings)
+        labelled = []
+        for rows in (train, heldout):
+            labels = [float(chooser.random() < 0.4) for _ in rows.reference.flatten()]
+            labels = torch.tensor(labels)[: int((~rows.reference.isnan()).sum())]
+            labelled.append((labelled_batch(rows, labels), answers(len(rows.tokens))))
+        return model, KtoStage(*labelled, config, settings)
+
+
+def _adapted(**settings: Any) -> Maker:
+    def make(
+        model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+    ) -> Made:
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():  # rows of zeros, with which training begins, have no direction
+            for block in model.model.layers:
+                for layer in (block.self_attn.o_proj, block.mlp.down_proj):
+                    layer.weight.normal_(0, 0.05, generator=generator)
+        add_lora(model, LoraConfig(lora=True, lora_rank=3, **settings), generator)
+        return model, LoraStage("sft", shards, shards, config, tokenizer)
+
+    return make
+
+
+MAKERS: dict[str, Maker] = {
     "echo": _plain(EchoStage),
     "scored": _scored,
     "grpo": _grpo,
+    "orpo": _preference("orpo"),
+    "kto": _preference("kto"),
+    "lora": _adapted(use_dora=True),
 }
