@@ -76,6 +76,13 @@ VERBS = {
         ("cygnet reward --from runs/first-sft --out runs/first-reward",
          "cygnet reward --from runs/first-sft --data ratings.jsonl --epochs 1"),
     ),
+    "ppo": Verb(
+        "raise what a reward model gives: proximal policy optimization (RLHF)",
+        "cygnet.commands.ppo", "PpoCommand", "ppo_command",
+        ("cygnet ppo --from runs/first-sft --reward_model runs/first-reward",
+         "cygnet ppo --from runs/first-sft --reward_model runs/first-reward "
+         "--judge_model runs/second-reward --target_kl 6 --data prompts.jsonl"),
+    ),
     "grpo": Verb(
         "get better at what can be checked: reinforcement learning from rewards",
         "cygnet.commands.grpo", "GrpoCommand", "grpo_command",

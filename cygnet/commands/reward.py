@@ -73,6 +73,9 @@ def measure(model: Path, preferences: Path, out: Path, train: TrainConfig) -> No
     """
     scorer = Scorer.load(model, find_hardware(train).device)
     found = compare_heldout(scorer, preferences)
+    if not found.pairs:
+        say("reward: no held-out pair to measure it on; give more data")
+        return
     result = judge_reward(
         found.scores, found.tokens, found.pairs, found.shares, found.alike, found.kinds
     )

@@ -65,6 +65,22 @@ def checkable_prompts(instructions: Path, rewards: Iterable[str]) -> Split:
     return [row for row in found[0] if str(row["prompt"]) not in judged], found[1]
 
 
+def asked_prompts(instructions: Path) -> Split:
+    """Return every prompt of an instructions folder: a conversation up to its last answer.
+
+    The split is the folder's own.
+    """
+    train, heldout = (
+        [
+            {**row, "prompt": row["messages"][:-1]}
+            for row in read_jsonl(instructions / name)
+            if len(row["messages"]) > 1 and row["messages"][-1]["role"] == "assistant"
+        ]
+        for name in (TRAIN, HELDOUT)
+    )
+    return train, heldout
+
+
 def with_room(
     rows: Sequence[Row],
     roller: Roller,

@@ -168,7 +168,7 @@ class RewardStage:
             for at in range(0, len(rows.tokens), HELDOUT_ROWS_AT_ONCE)
         ]
         scores = torch.cat(parts).cpu()
-        total, metrics = self._loss(scores, rows)
+        total, metrics = self._loss(scores.detach(), rows)
         found = {"loss": total, **metrics}
         means = {f"heldout_{name}": float(x) / self.weight(rows) for name, x in found.items()}
         if self.thresholds is not None:
@@ -228,33 +228,41 @@ class PackedPreferences:
     def __init__(
         self, rows: Sequence[Row], tokenizer: Tokenizer, seq_len: int, scale: Scale | None
     ) -> None:
-        packed = PackedAnswers(
+        groups = [
             [
-                [
-                    _read_at_end(
-                        (fitting_ids(tokenizer, chat, seq_len) if scale else None)
-                        or encode_chat(tokenizer, chat).ids
-                    )
-                    for chat in conversations(row)
-                ]
-                for row in rows
-            ],
-            seq_len,
-        )
+                (fitting_ids(tokenizer, chat, seq_len) if scale else None)
+                or encode_chat(tokenizer, chat).ids
+                for chat in conversations(row)
+            ]
+            for row in rows
+        ]
         if scale:
             levels = scale.levels([row["rating"] for row in rows])
             targets = [[float(level)] for level in levels]
         else:
             targets = [[float(row.get("margin", 0.0))] * 2 for row in rows]
-        ordered = [value for row in packed.numbers for pair in row for value in targets[pair]]
-        spread = spread_over_rows(packed.rows, torch.tensor(ordered))
-        plain = packed.rows
-        self.batch = RewardBatch(
-            plain.tokens, plain.labels, plain.document_ids, plain.positions, spread
-        )
+        self.batch, packed = pack(groups, targets, seq_len)
         self.num_kept, self.skipped, self.needed = packed.num_kept, packed.skipped, packed.needed
         self.places = [row.get("source", f"line {n}") for n, row in enumerate(rows, 1)]
         self.sources = [[self.places[pair] for pair in row] for row in packed.numbers]
+
+
+def pack(
+    groups: Sequence[Sequence[Sequence[int]]], targets: Sequence[Sequence[float]], seq_len: int
+) -> tuple[RewardBatch, PackedAnswers]:
+    """Return conversations in rows, and which row holds what.
+
+    Args:
+        groups: the ids of what must lie in one row: a pair's two sides, or one conversation.
+        targets: a number for each conversation.
+        seq_len: positions in a row; longer groups are left out.
+    """
+    packed = PackedAnswers([[_read_at_end(ids) for ids in group] for group in groups], seq_len)
+    ordered = [value for row in packed.numbers for group in row for value in targets[group]]
+    rows = packed.rows
+    spread = spread_over_rows(rows, torch.tensor(ordered))
+    batch = RewardBatch(rows.tokens, rows.labels, rows.document_ids, rows.positions, spread)
+    return batch, packed
 
 
 def _read_at_end(ids: Sequence[int]) -> Encoded:

@@ -224,7 +224,7 @@ def _rated(row: Row, where: str) -> tuple[Row | None, str]:
         messages = found
     if not any(message.get("role") == "assistant" for message in messages):
         return None, "in which no assistant speaks"
-    _validate(messages, where)
+    _validate(messages, where, needs_answer=False)
     # Answers to one prompt stay together; a longer conversation is its own.
     asked = messages[:-1] if "prompt" in row else messages
     return {"messages": messages, "rating": rating, "key": _key(asked)}, ""
@@ -239,9 +239,9 @@ def _prompt(row: Row, where: str) -> list[Message]:
     return prompt
 
 
-def _validate(messages: list[Message], where: str) -> None:
+def _validate(messages: list[Message], where: str, needs_answer: bool = True) -> None:
     try:
-        validate(messages)
+        validate(messages, needs_answer)
     except (UserError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: {error}") from error
 
