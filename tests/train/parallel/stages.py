@@ -3,6 +3,7 @@
 A stage is made alike in every process, from what is in the request alone.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,14 +11,18 @@ import torch
 from torch import Tensor
 
 from cygnet.config import TrainConfig
+from cygnet.generate.runner import laid_out
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
+from cygnet.stages.distill import DistillConfig, DistillStage
 from cygnet.stages.next_token import NextTokenStage
+from cygnet.stages.on_policy import OnPolicyStage
 from cygnet.text.loader import IGNORE, Batch
 from cygnet.text.shards import ShardReader
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.parallel.group import gather, world
 from cygnet.train.stage import Policy
+from tests.models import random_model
 
 Made = tuple[Transformer, Any]
 
@@ -89,7 +94,34 @@ def _scored(
     )
 
 
+def _teacher(model: Transformer) -> Transformer:
+    sizes = dataclasses.replace(model.config, hidden_size=48)
+    return laid_out(random_model(sizes, seed=5))
+
+
+def _distill(
+    model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+) -> Made:
+    method = DistillConfig(alpha=0.3, temperature=2, divergence="jsd", top_k=20)
+    return model, DistillStage(_teacher(model), shards, shards, config, tokenizer, method)
+
+
+def _on_policy(
+    model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+) -> Made:
+    method = DistillConfig(
+        divergence="reverse_kl", learn_from="conversations", on_policy=0.5, max_new_tokens=10
+    )
+    asked = [{"prompt": text} for text in "abcdefgh"]
+    stage = OnPolicyStage(
+        _teacher(model), shards, shards, config, tokenizer, method, asked, asked[:3]
+    )
+    return model, stage
+
+
 MAKERS: dict[str, Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]] = {
     "echo": _plain(EchoStage),
     "scored": _scored,
+    "distill": _distill,
+    "on_policy": _on_policy,
 }
