@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import math
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from typing import Any
 import torch
 
 from cygnet.config import ModelConfig, TrainConfig, plain
+from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.evals.metrics import bits_per_byte
 from cygnet.export.huggingface import load_folder
-from cygnet.files import read_jsonl, write_json
+from cygnet.files import JsonlWriter, folder_atomic, read_jsonl, sha256_file, write_json
 from cygnet.stages.distill import DistillConfig
 from cygnet.stages.distill_run import distill
 from cygnet.stages.pretrain import pretrain
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--top_k", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--documents", type=int, default=400, help="held-out documents measured")
+    parser.add_argument("--share", type=float, default=1.0, help="of the text, for all students")
     parser.add_argument("--arms", nargs="*", choices=[arm.split(", ")[-1] for arm in ARMS])
     parser.add_argument("--report", action="store_true", help="join the results of all seeds")
     arguments = parser.parse_args()
@@ -75,7 +78,8 @@ def train(arm: str, run: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     own = sizes.flops_per_token(context)
     # A third of what training costs is the forward pass.
     with_teacher = own + teacher.config.flops_per_token(context) / 3
-    data, shards = arguments.run / "data", arguments.out / "shards"
+    data = part_of(arguments.run / "data", arguments.share, arguments.out / "data")
+    shards = arguments.out / "shards"
     if arm == "distilled":
         method = DistillConfig(
             alpha=arguments.alpha, divergence=arguments.divergence, top_k=arguments.top_k,
@@ -107,10 +111,24 @@ def train(arm: str, run: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def part_of(data: Path, share: float, out: Path) -> Path:
+    """Return a data folder with a share of the training documents, and all that are held out."""
+    if share == 1 or out.exists():
+        return out if out.exists() else data
+    with folder_atomic(out) as folder:
+        rows = sorted(read_jsonl(data / TRAIN), key=lambda row: row["id"])
+        with JsonlWriter(folder / TRAIN) as writer:
+            for row in rows[: round(share * len(rows))]:
+                writer.write(row)
+        shutil.copy(data / HELDOUT, folder / HELDOUT)
+        write_json(folder / "manifest.json", {"share": share, "train": sha256_file(folder / TRAIN)})
+    return out
+
+
 @torch.inference_mode()
 def measure(run: Path, data: Path, count: int) -> float:
     model, tokenizer = load_folder(run)
-    rows = sorted(read_jsonl(data / "heldout.jsonl.zst"), key=lambda row: row["id"])[:count]
+    rows = sorted(read_jsonl(data / HELDOUT), key=lambda row: row["id"])[:count]
     shares = bits_per_byte(model, tokenizer, [row["text"] for row in rows])
     return sum(bits for bits, _ in shares) / sum(num_bytes for _, num_bytes in shares)
 

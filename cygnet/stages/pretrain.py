@@ -62,7 +62,7 @@ def pretrain(
 
 
 def new_model(config: ModelConfig, tokenizer: Tokenizer, seed: int) -> Transformer:
-    """Return a model of these sizes with the tokenizer's vocabulary, its weights drawn by `seed`."""
+    """Return a model of these sizes with the tokenizer's vocabulary; `seed` draws its weights."""
     model = Transformer(dataclasses.replace(config, vocab_size=tokenizer.vocab_size))
     model.initialize(torch.Generator().manual_seed(seed))
     return model
