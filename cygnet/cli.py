@@ -79,6 +79,19 @@ VERBS = {
          "cygnet distill --teacher_url http://127.0.0.1:8000/v1 --from runs/small-sft "
          "--data prompts.jsonl"),
     ),
+    "reward": Verb(
+        "learn to judge: a reward model from pairs or ratings",
+        "cygnet.commands.reward", "RewardCommand", "reward_command",
+        ("cygnet reward --from runs/first-sft --out runs/first-reward",
+         "cygnet reward --from runs/first-sft --data ratings.jsonl --epochs 1"),
+    ),
+    "grpo": Verb(
+        "get better at what can be checked: reinforcement learning from rewards",
+        "cygnet.commands.grpo", "GrpoCommand", "grpo_command",
+        ("cygnet grpo --from runs/first-sft --reward poem_form --out runs/first-grpo",
+         "cygnet grpo --from runs/first-sft --data prompts.jsonl --reward my_rewards.py:short "
+         "length=0.1 --loss dapo"),
+    ),
     "eval": Verb(
         "measure a model on held-out text, instructions and pairs",
         "cygnet.commands.eval", "EvalCommand", "eval_command",

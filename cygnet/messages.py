@@ -23,6 +23,7 @@ _ALIASES = {
     "model": "assistant",
     "function": "tool",
     "observation": "tool",
+    "developer": "system",
 }
 _CARRIED = ("reasoning_content", "tool_calls", "tool_call_id", "name")
 _LISTS = ("messages", "conversations", "conversation")
@@ -51,6 +52,27 @@ def parse_messages(row: Mapping[str, Any]) -> list[Message] | None:
     if question is not None and answer is not None:
         return _exchange(row.get("system"), [(question, answer)])
     return None
+
+
+def parse_tools(row: Mapping[str, Any]) -> list[Any] | None:
+    """Return the function signatures beside a conversation, or None if there are none.
+
+    Recognised are a list under `tools` and, as ShareGPT has it, its JSON in a string.
+
+    Raises:
+        UserError: `tools` is something else.
+    """
+    tools = row.get("tools") or None
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) or None
+        except json.JSONDecodeError as error:
+            raise UserError(f"tools: text that is not JSON ({error.msg})") from error
+    if tools is None:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise UserError("tools: a list of function signatures (JSON objects) wanted")
+    return tools
 
 
 def why_no_conversation(row: Mapping[str, Any]) -> str | None:
@@ -142,6 +164,9 @@ def _message(turn: Mapping[str, Any], where: str) -> Message:
         return {"role": "assistant", "content": "", "tool_calls": [_call(content, where)]}
     message: Message = {"role": role, "content": content}
     message |= {name: turn[name] for name in _CARRIED if turn.get(name)}
+    if role == "assistant" and isinstance(turn.get("function_call"), Mapping):
+        # As OpenAI had it before there were several calls.
+        message["tool_calls"] = [{"type": "function", "function": dict(turn["function_call"])}]
     if role == "assistant" and not message.get("reasoning_content"):
         message |= _part_reasoning(content)
     return message

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from cygnet.evals.result import EvalConfig
 from cygnet.export.huggingface import find_model, load_folder
 from cygnet.files import read_json, read_jsonl, sha256_file, write_json
 from cygnet.generate.generator import Generator
+from cygnet.model.lora import LoraConfig
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say
 from cygnet.stages.pairs import PairConfig, build_pairs
@@ -30,6 +31,7 @@ from cygnet.train.run_folder import data_of, differences, stage_folders
 INPUTS, EVAL_INPUTS, EVAL_RESULT = "inputs.json", "eval_inputs.json", "eval.json"
 From = Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN_OR_MODEL")]
 Train = Annotated[TrainConfig, tyro.conf.arg(name="")]
+Lora = Annotated[LoraConfig, tyro.conf.arg(name="")]
 
 
 def train_tokenizer_step(data: Path, out: Path, vocab_size: int) -> Path:
@@ -42,11 +44,24 @@ def train_tokenizer_step(data: Path, out: Path, vocab_size: int) -> Path:
     return out
 
 
-def make_instructions(data: Path, out: Path, config: InstructionConfig) -> Path:
-    """Make conversations from a data folder, unless they are up to date."""
-    inputs = {"data": sha256_file(data / "manifest.json"), "settings": plain(config)}
+def make_instructions(
+    data: Path, out: Path, config: InstructionConfig, weights: Mapping[str, float] | None = None
+) -> Path:
+    """Make conversations from a data folder, unless they are up to date.
+
+    Args:
+        data: a folder of `cygnet data`.
+        out: replaced if it is there and not up to date.
+        config: how many of what.
+        weights: see `build_instructions`.
+    """
+    inputs = {
+        "data": sha256_file(data / "manifest.json"),
+        "settings": plain(config),
+        "weights": " ".join(f"{name}={value:g}" for name, value in (weights or {}).items()) or None,
+    }
     if not _up_to_date("instructions", out, inputs):
-        build_instructions(data, out, config)
+        build_instructions(data, out, config, weights)
         _record(out, inputs)
         counts = read_json(out / "manifest.json")["counts"]["train"]
         told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
@@ -124,7 +139,7 @@ def evaluate_stages(
             tokenizer,
             rows.get("data", []),
             rows.get("instructions", []),
-            rows.get("pairs", []),
+            [row for row in rows.get("pairs", []) if "chosen" in row],  # others have labels
             config,
         )
         result.save(own / EVAL_RESULT)

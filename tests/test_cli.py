@@ -105,8 +105,12 @@ def test_a_misspelt_key_is_named_with_the_nearest(
 
 
 @pytest.mark.parametrize(
-    "name", ["train_tokenizer.py", "train_pretrain.py", "train_full_sft.py", "train_dpo.py"]
-)
+    "name",
+    [
+        "train_tokenizer.py", "train_pretrain.py", "train_full_sft.py", "train_lora.py",
+        "train_dpo.py",
+    ],
+)  # fmt: skip
 def test_launch_files_take_the_flags_of_their_command(name: str) -> None:
     done = subprocess.run(
         [sys.executable, name, "--help"], capture_output=True, text=True, check=False, cwd=ROOT

@@ -1,7 +1,9 @@
+import json
+
 import pytest
 
 from cygnet.errors import UserError
-from cygnet.messages import parse_messages, validate, why_no_conversation
+from cygnet.messages import parse_messages, parse_tools, validate, why_no_conversation
 
 ASKED = {"role": "user", "content": "What is soup?"}
 TOLD = {"role": "assistant", "content": "A dish."}
@@ -34,6 +36,33 @@ CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 )
 def test_every_known_shape_gives_the_same_conversation(row):
     assert parse_messages(row) == [ASKED, TOLD]
+
+
+def test_a_call_is_read_as_openai_had_it_before():
+    call = {"name": "weather", "arguments": '{"city": "Bern"}'}
+    row = {
+        "messages": [
+            {"role": "developer", "content": "Be brief."},
+            ASKED,
+            {"role": "assistant", "content": None, "function_call": call},
+            {"role": "function", "name": "weather", "content": "Rain."},
+            TOLD,
+        ]
+    }
+    messages = parse_messages(row)
+    validate(messages)
+    assert messages[0] == {"role": "system", "content": "Be brief."}
+    assert messages[2]["tool_calls"] == [{"type": "function", "function": call}]
+    assert messages[3]["role"] == "tool"
+
+
+def test_tools_are_a_list_or_its_json():
+    tools = [CALL["function"]]
+    assert parse_tools({"tools": tools}) == parse_tools({"tools": json.dumps(tools)}) == tools
+    assert parse_tools({}) is parse_tools({"tools": ""}) is parse_tools({"tools": "[]"}) is None
+    for wrong in ("weather", '{"name": "weather"}', {"name": "weather"}, [1]):
+        with pytest.raises(UserError, match="tools: "):
+            parse_tools({"tools": wrong})
 
 
 @pytest.mark.parametrize(

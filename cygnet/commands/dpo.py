@@ -11,9 +11,10 @@ import tyro
 from cygnet.config import TrainConfig
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.export.huggingface import find_model
+from cygnet.model.lora import LoraConfig
 from cygnet.stages.dpo import DpoConfig, dpo
 from cygnet.stages.pairs import PairConfig, take_pairs
-from cygnet.steps import From, Train, finish, learnt_instructions, make_pairs, required
+from cygnet.steps import From, Lora, Train, finish, learnt_instructions, make_pairs, required
 from cygnet.train.parallel.group import connect, first, on_rank_zero
 
 
@@ -32,6 +33,7 @@ class DpoCommand:
     instructions: InstructionConfig = InstructionConfig()
     pairs: PairConfig = PairConfig()
     preference: Annotated[DpoConfig, tyro.conf.arg(name="")] = DpoConfig()
+    lora: Lora = LoraConfig()
     dpo: Train = TrainConfig(epochs=1, learning_rate=2e-4)
 
 
@@ -42,10 +44,12 @@ def dpo_command(config: DpoCommand) -> None:
     connect(config.dpo.timeout_s)
     if config.data:
         pairs = out / "pairs"
-        on_rank_zero(lambda: take_pairs(config.data, pairs))
+        on_rank_zero(
+            lambda: take_pairs(config.data, pairs, labelled=config.preference.loss == "kto")
+        )
     else:
         with first("pairs", config.dpo.timeout_s):
             instructions = learnt_instructions("dpo", start, out, config.instructions)
             pairs = make_pairs(instructions, start, out / "pairs", config.pairs, config.dpo)
-    model = dpo(pairs, start, out / "shards", out, config.dpo, config.preference)
+    model = dpo(pairs, start, out / "shards", out, config.dpo, config.preference, lora=config.lora)
     finish(out, model, f"cygnet chat {out}")

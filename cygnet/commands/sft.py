@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+import tyro
 
 from cygnet.config import TrainConfig
 from cygnet.corpus.instructions import InstructionConfig
+from cygnet.corpus.mixture import parse_mixture
 from cygnet.export.huggingface import find_model
-from cygnet.stages.sft import sft
+from cygnet.model.lora import LoraConfig
+from cygnet.stages.sft import SftConfig, sft
 from cygnet.steps import (
     From,
+    Lora,
     Train,
     data_folder,
     finish,
@@ -29,12 +34,15 @@ class SftCommand:
     reads_yaml: ClassVar[bool] = True
     data: tuple[str, ...] = ()
     """Conversations (jsonl) or a folder of `cygnet data`; none takes what the model's run learnt
-    from, or where that is not known the built-in text."""
+    from, or where that is not known the built-in text. FILE=WEIGHT says how often a row of the file
+    is seen in an epoch: a.jsonl=2 b.jsonl=0.5."""
     from_: From = None
     """Run or model folder to start from."""
     out: Path = Path("runs/sft")
     """The run folder."""
     instructions: InstructionConfig = InstructionConfig()
+    tuning: Annotated[SftConfig, tyro.conf.arg(name="")] = SftConfig()
+    lora: Lora = LoraConfig()
     sft: Train = TrainConfig(epochs=2, learning_rate=1e-3)
 
 
@@ -44,9 +52,15 @@ def sft_command(config: SftCommand) -> None:
     out = config.out
     with first("instructions", config.sft.timeout_s):
         if config.data:
-            data = data_folder(config.data, out / "data")
-            instructions = make_instructions(data, out / "instructions", config.instructions)
+            paths, weights = parse_mixture(config.data)
+            data = data_folder(paths, out / "data")
+            instructions = make_instructions(
+                data, out / "instructions", config.instructions, weights
+            )
         else:
             instructions = learnt_instructions("sft", start, out, config.instructions)
-    model = sft(instructions, start, out / "shards", out, config.sft)
+    model = sft(
+        instructions, start, out / "shards", out, config.sft,
+        tuning=config.tuning, lora=config.lora,
+    )  # fmt: skip
     finish(out, model, f"cygnet dpo --from {out}")

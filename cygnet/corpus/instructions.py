@@ -2,8 +2,10 @@
 
 Every row is one conversation: {"messages", "kind", "subject"}, where it was read ("source", see
 `Document.source`) unless it is small talk and, for a poem whose form is named in the request,
-"form". What is made of a document depends on the document and the seed alone, and
-which documents are taken on a hash of their id, so that nothing hangs on their order.
+"form". A user's own conversation is of the kind "chat", with "group", its row's own `kind` or else
+the file's name, and in training with "weight" where its file has one. What is made of a document
+depends on the document and the seed alone, and which documents are taken on a hash of their id, so
+that nothing hangs on their order.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -170,7 +172,9 @@ class InstructionConfig:
             raise UserError(f"instructions: joined_share is {self.joined_share}: at most 1")
 
 
-def build_instructions(data: Path, out: Path, config: InstructionConfig) -> Path:
+def build_instructions(
+    data: Path, out: Path, config: InstructionConfig, weights: Mapping[str, float] | None = None
+) -> Path:
     """Make the folder `out` of train and held-out conversations from a data folder.
 
     The subject (title) of a held-out document is the subject of no training row.
@@ -179,6 +183,8 @@ def build_instructions(data: Path, out: Path, config: InstructionConfig) -> Path
         data: as `prepare` makes it.
         out: replaced if it is there.
         config: how many of what.
+        weights: of files, by their name in `Document.source`: how often a training row that was
+            read there is seen in an epoch.
 
     Returns:
         `out`, with train.jsonl.zst, heldout.jsonl.zst and manifest.json.
@@ -208,12 +214,12 @@ def build_instructions(data: Path, out: Path, config: InstructionConfig) -> Path
             if subject_key(document.title) not in kept_out
         )
         with JsonlWriter(folder / TRAIN) as writer:
-            made = _made(learnt, train_limits, config.seed, writer)
+            made = _made(learnt, train_limits, config.seed, writer, weights or {})
             made = made.joined_with(_small_talk(made.kinds, config), config)
             for row in made.rows:
                 writer.write(row)
         with JsonlWriter(folder / HELDOUT) as writer:
-            of_heldout = _made(heldout, heldout_limits, config.seed, writer)
+            of_heldout = _made(heldout, heldout_limits, config.seed, writer, {})
             of_heldout.rows.extend(_heldout_talk(made.kinds, config))
             for row in of_heldout.rows:
                 writer.write(row)
@@ -221,7 +227,7 @@ def build_instructions(data: Path, out: Path, config: InstructionConfig) -> Path
             "made_by": "cygnet instructions",
             "format_version": FORMAT_VERSION,
             "cygnet_version": cygnet.__version__,
-            "settings": asdict(config),
+            "settings": asdict(config) | ({"weights": dict(weights)} if weights else {}),
             "inputs": {name: sha256_file(path) for name, path in inputs.items()},
             "counts": {"train": made.counts("kind"), "heldout": of_heldout.counts("kind")},
             "forms": {"train": made.counts("form"), "heldout": of_heldout.counts("form")},
@@ -253,7 +259,12 @@ def _document_rows(document: Document, seed: int) -> list[Row]:
     rng = random.Random(f"{seed}:{document.id}")
     fields = document.fields
     if document.messages is not None:
-        row: Row = {"messages": document.messages, "kind": "chat", "subject": document.title}
+        kind = fields.get("kind")
+        group = kind if isinstance(kind, str) and kind else document.domain
+        row: Row = {
+            "messages": document.messages, "kind": "chat", "group": group,
+            "subject": document.title,
+        }  # fmt: skip
         return [row | {"tools": fields["tools"]} if fields.get("tools") else row]
     if isinstance(fields.get("ingredients"), list) and isinstance(fields.get("steps"), list):
         return _recipe(document, rng)
@@ -445,7 +456,8 @@ class _Made:
                 if sources := [each["source"] for each in (waiting, row) if "source" in each]:
                     both["source"] = " and ".join(sources)
                 fits = sum(len(m["content"]) for m in both["messages"]) <= MAX_JOINED_CHARS
-                rows += [both] if fits else [waiting, row]
+                alike = waiting.get("weight") == row.get("weight")
+                rows += [both] if fits and alike else [waiting, row]
                 waiting = None
             elif random.Random(f"{config.seed}:join:{number}").random() < config.joined_share:
                 waiting = row
@@ -454,7 +466,13 @@ class _Made:
         return _Made(rows if waiting is None else [*rows, waiting], self.num_chats)
 
 
-def _made(documents: Iterable[Document], limits: _Limits, seed: int, chats: JsonlWriter) -> _Made:
+def _made(
+    documents: Iterable[Document],
+    limits: _Limits,
+    seed: int,
+    chats: JsonlWriter,
+    weights: Mapping[str, float],
+) -> _Made:
     """Make rows of documents: for each bucket those whose document has the lowest hash.
 
     A user's own conversations go to `chats` as they come; memory holds what the limits allow.
@@ -463,7 +481,9 @@ def _made(documents: Iterable[Document], limits: _Limits, seed: int, chats: Json
     heaps: dict[str, list[tuple[int, int, int, Row]]] = {name: [] for name in room}
     num_chats = 0
     for place, document in enumerate(documents):
+        weight = _weight(document.source, weights)
         for number, row in enumerate(document_rows(document, seed)):
+            row |= weight
             if row["kind"] == "chat":
                 chats.write(row)
                 num_chats += 1
@@ -480,6 +500,13 @@ def _made(documents: Iterable[Document], limits: _Limits, seed: int, chats: Json
                 heapq.heapreplace(heap, entry)
     rows = [row for heap in heaps.values() for *_, row in heap]
     return _Made(_in_hash_order(rows, seed), num_chats)
+
+
+def _weight(source: str, weights: Mapping[str, float]) -> Row:
+    """Return the weight of what was read at `source`, as a part of a row."""
+    file, _, line = source.rpartition(":")
+    name = source if source in weights or not line.isdigit() else file
+    return {"weight": weights[name]} if name in weights else {}
 
 
 def _talks(kinds: set[str]) -> tuple[Talk, ...]:

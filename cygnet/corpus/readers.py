@@ -18,7 +18,7 @@ from cygnet.corpus.normalize import SURROGATE
 from cygnet.corpus.problems import Problems
 from cygnet.errors import UserError, nearest
 from cygnet.files import COMPRESSIONS
-from cygnet.messages import parse_messages, validate, why_no_conversation
+from cygnet.messages import parse_messages, parse_tools, validate, why_no_conversation
 
 MAX_CHARS = 20_000
 MAX_JSON_CHARS = 1 << 28
@@ -139,7 +139,7 @@ class _Rows:
             self._problems.add("broken row", where, f"an object is needed, not {_short(row)}")
             return
         try:
-            messages = conversation(row)
+            messages, tools = conversation(row), parse_tools(row)
         except UserError as error:
             self._num_good += 1  # the kind of row is known, so the file's fields are right
             self._problems.add("bad conversation", where, str(error))
@@ -147,6 +147,8 @@ class _Rows:
         if messages is not None:
             self._num_good += 1
             fields = _json_fields(row, CONVERSATION_FIELDS)
+            if tools:
+                fields["tools"] = _as_json(tools)
             text = transcript(messages)
             domain = self._file.domain
             yield Document(document_id(text), text, domain, source, fields, messages)

@@ -230,12 +230,13 @@ def figures(group: Sequence[TrainingRun]) -> list[TableRow]:
     lower = -1 if len({run.stage for run in group}) == 1 else 0
     lines: list[tuple[str, str, Callable[[list[float]], float], str, int]] = []
     for key in ("loss", *heldout):
-        label = key.replace("heldout_", "held-out ").replace("_", " ")
+        label = key.replace("heldout_", "held-out ").replace("_", " ").replace("/", ", ")
         if key.endswith("loss"):
             lines += [(f"{label}, last", key, _last, "{:.4f}", lower)]
             lines += [(f"{label}, best", key, min, "{:.4f}", lower)]
         else:
-            lines += [(label, key, _last, "{:.4f}", 0)]
+            better = lower if key.startswith("heldout_loss/") else 0
+            lines += [(label, key, _last, "{:.4f}", better)]
     first = len(lines)
     lines += [
         ("steps", "step", max, "{:,.0f}", 0),

@@ -87,10 +87,36 @@ def draw_curves(log: Sequence[Row], colours: Palette) -> dict[str, Any]:
     return figures
 
 
-def write_pngs(log: Sequence[Row], folder: Path) -> list[Path]:
-    """Write a PNG of each curve into `folder`; return the files."""
+def draw_calibration(bins: Sequence[tuple[float, float, int]], colours: Palette) -> Any:
+    """Return a reliability diagram: how sure a reward model is, against how often it is right.
+
+    Args:
+        bins: (confidence, share right, number of pairs) of each.
+        colours: of the drawing.
+    """
+    figure, axes = _empty("how sure it is, and how often right (size: pairs)", colours)
+    sure, right, counts = zip(*bins, strict=True)
+    axes.plot((0.5, 1), (0.5, 1), color=colours.second, linewidth=1.2, linestyle="--")
+    axes.plot(sure, right, color=colours.line, linewidth=1.2)
+    sizes = [12 + 160 * count / max(counts) for count in counts]
+    axes.scatter(sure, right, s=sizes, color=colours.line, zorder=3)
+    axes.set_xlabel("mean certainty", fontsize=8.5, color=colours.ink)
+    axes.set_ylim(min(0.45, *right) - 0.03, 1.04)
+    return figure
+
+
+def write_pngs(
+    log: Sequence[Row], folder: Path, bins: Sequence[tuple[float, float, int]] = ()
+) -> list[Path]:
+    """Write a PNG of each curve into `folder`; return the files.
+
+    Args:
+        log: rows of metrics.jsonl.
+        folder: where to.
+        bins: see `draw_calibration`; of a reward model.
+    """
     written = []
-    for name, figure in draw_curves(log, PNG_COLOURS).items():
+    for name, figure in _drawn(log, bins, PNG_COLOURS).items():
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=PNG_DPI, metadata={"Software": None})
         write_atomic(folder / f"{name}.png", content.getvalue())
@@ -98,17 +124,27 @@ def write_pngs(log: Sequence[Row], folder: Path) -> list[Path]:
     return written
 
 
-def curves_as_svg(log: Sequence[Row], salt: str) -> list[str]:
+def _drawn(
+    log: Sequence[Row], bins: Sequence[tuple[float, float, int]], colours: Palette
+) -> dict[str, Any]:
+    calibration = {"calibration": draw_calibration(bins, colours)} if bins else {}
+    return draw_curves(log, colours) | calibration
+
+
+def curves_as_svg(
+    log: Sequence[Row], salt: str, bins: Sequence[tuple[float, float, int]] = ()
+) -> list[str]:
     """Return each curve as an <svg> element in the page's colours.
 
     Args:
         log: rows of metrics.jsonl.
         salt: makes the element's ids its own among all of a page.
+        bins: see `draw_calibration`; of a reward model.
     """
     import matplotlib
 
     drawn = []
-    for name, figure in draw_curves(log, STAND_INS).items():
+    for name, figure in _drawn(log, bins, STAND_INS).items():
         content = io.StringIO()
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt + name}):
             figure.savefig(content, format="svg", metadata={"Date": None}, transparent=True)
@@ -139,11 +175,7 @@ def _draw(
     others: Sequence[Sequence[tuple[float, float]]],
     colours: Palette,
 ) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.4, 2.5), facecolor=colours.paper)
-    figure.subplots_adjust(left=0.12, right=0.97, top=0.88, bottom=0.18)
-    axes = figure.add_subplot(facecolor=colours.paper)
+    figure, axes = _empty(curve.title, colours)
     steps, values = zip(*points, strict=True)
     marker = "o" if len(points) == 1 else ""
     if curve.is_noisy:
@@ -155,15 +187,25 @@ def _draw(
         axes.plot(*zip(*other, strict=True), "o", color=colours.second, markersize=3.5)
     if curve.from_zero:
         axes.set_ylim(0, 1.12 * max(values) or 1)
-    axes.set_title(curve.title, fontsize=9.5, color=colours.ink, loc="left")
     axes.set_xlabel("step", fontsize=8.5, color=colours.ink)
-    axes.tick_params(labelsize=8.5, colors=colours.ink, length=0)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+    return figure
+
+
+def _empty(title: str, colours: Palette) -> tuple[Any, Any]:
+    """Return a figure and its axes, without lines yet."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4, 2.5), facecolor=colours.paper)
+    figure.subplots_adjust(left=0.12, right=0.97, top=0.88, bottom=0.18)
+    axes = figure.add_subplot(facecolor=colours.paper)
+    axes.set_title(title, fontsize=9.5, color=colours.ink, loc="left")
+    axes.tick_params(labelsize=8.5, colors=colours.ink, length=0)
     axes.grid(color=colours.grid, linewidth=0.8)
     axes.set_axisbelow(True)
     for side in axes.spines.values():
         side.set_visible(False)
-    return figure
+    return figure, axes
 
 
 def _for_page(svg: str, label: str) -> str:

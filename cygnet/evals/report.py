@@ -16,6 +16,7 @@ from cygnet.evals.contents import (
     summary_tables,
 )
 from cygnet.evals.page import BADGES, render_page
+from cygnet.evals.reward import RESULT, RewardResult
 from cygnet.evals.verdict import METRICS
 from cygnet.files import write_atomic
 from cygnet.progress import say
@@ -48,13 +49,20 @@ def write_report(
         from cygnet.evals.plots import curves_as_svg, write_pngs
 
         for view in contents.stages:
-            curves[view.name] = curves_as_svg(view.log, view.name)
-            pictures[view.name] = write_pngs(view.log, view.folder / "plots")
+            bins = _calibration(view.folder)
+            curves[view.name] = curves_as_svg(view.log, view.name, bins)
+            pictures[view.name] = write_pngs(view.log, view.folder / "plots", bins)
     except ModuleNotFoundError as error:
         say(f"no curves in the report, {error.name} is missing: pip install 'cygnet[report]'")
     write_atomic(run / "report.md", render_markdown(contents, pictures))
     write_atomic(run / "report.html", render_page(contents, curves))
     return run / "report.html"
+
+
+def _calibration(folder: Path) -> list[tuple[float, float, int]]:
+    path = folder / RESULT
+    bins = RewardResult.load(path).bins if path.exists() else []
+    return [(found.sure, found.right, found.count) for found in bins]
 
 
 def render_markdown(contents: Contents, pictures: dict[str, list[Path]]) -> str:

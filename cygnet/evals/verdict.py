@@ -103,6 +103,35 @@ METRICS = {
     ),
 }
 
+REWARD_METRICS = {
+    "reward_accuracy": Metric(
+        "better side scored higher",
+        1,
+        True,
+        "How often the better of two held-out conversations has the higher score. 50 % is chance.",
+    ),
+    "reward_accuracy_same_length": Metric(
+        "the same at one length",
+        1,
+        True,
+        "The same for pairs whose lengths differ by a tenth at most, where counting tokens is no "
+        "help.",
+    ),
+    "reward_brier": Metric(
+        "Brier score",
+        -1,
+        False,
+        "How far the model's certainty is from being right, squared. Knowing nothing is 0.25.",
+    ),
+    "reward_log_loss": Metric(
+        "log loss",
+        -1,
+        False,
+        "How surprised the model is by which side is better, in nats. Knowing nothing is 0.693.",
+    ),
+}
+"""Of a reward model, which is no language model and has none of the others."""
+
 GOALS = {
     "pretrain": ("predict text that it has never seen", ("bits_per_byte",)),
     "sft": ("answer what is asked", ("answer_log_likelihood", "poem_form_accuracy")),
@@ -110,6 +139,7 @@ GOALS = {
         "prefer the better answer",
         ("preference_accuracy", "preference_margin", "poem_form_accuracy"),
     ),
+    "reward": ("tell the better answer", ("reward_accuracy", "reward_accuracy_same_length")),
     "ppo": (
         "please the reward model",
         ("preference_accuracy", "poem_form_accuracy", "recipe_completeness"),
@@ -123,6 +153,8 @@ MISSING = {
     "poem_form_accuracy": "no held-out request for a poem of a form",
     "preference_accuracy": "no held-out pairs",
     "preference_margin": "no held-out pairs",
+    "reward_accuracy": "no held-out pairs",
+    "reward_accuracy_same_length": "no held-out pair of about one length",
 }
 
 
@@ -131,7 +163,11 @@ def metric(name: str) -> Metric:
     if name.startswith(DOMAIN_METRIC):
         whole = METRICS["bits_per_byte"]
         return Metric(name.removeprefix(DOMAIN_METRIC), -1, False, whole.meaning)
-    return METRICS.get(name) or Metric(name.replace("_", " "), 0, False, "")
+    return (
+        METRICS.get(name)
+        or REWARD_METRICS.get(name)
+        or Metric(name.replace("_", " "), 0, False, "")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +208,8 @@ def judge(
         return Verdict(stage, purpose, "unknown", "was not evaluated", ())
     if stage == "pretrain":
         findings = _against_compressors(result)
+    elif stage == "reward":
+        findings = tuple(_against_chance(name, result) for name in goals)
     else:
         findings = tuple(_against_before(name, result, before) for name in goals)
     known = [finding.outcome for finding in findings if finding.outcome != "unknown"]
@@ -211,6 +249,16 @@ def _against_compressors(result: StageResult) -> tuple[Finding, ...]:
             text = f"{figure}, {share}: not clearly below, so it did not improve on a compressor"
             findings.append(Finding(name, "not", text))
     return tuple(findings) or (_missing("bits_per_byte"),)
+
+
+def _against_chance(name: str, result: StageResult) -> Finding:
+    found = result.metrics.get(name)
+    if found is None:
+        return _missing(name)
+    figure = f"{metric(name).label}: {metric(name).show_estimate(found)}"
+    if found.low > 0.5:
+        return Finding(name, "improved", f"{figure}: above chance")
+    return Finding(name, "not", f"{figure}: not clearly above the 50 % of chance")
 
 
 def _missing(name: str) -> Finding:

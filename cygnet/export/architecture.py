@@ -17,6 +17,8 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM",
 }  # fmt: skip
 """`model_type` and the class of transformers."""
+SCORER = "ForSequenceClassification"
+"""What stands in place of `ForCausalLM` in the name of a reward model's class."""
 _KEYS = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -68,6 +70,7 @@ def transformers_config(
     tokenizer: Tokenizer,
     dtype: str = "float32",
     extra: Mapping[str, Any] | None = None,
+    is_scorer: bool = False,
 ) -> dict[str, Any]:
     """Return config.json.
 
@@ -76,8 +79,13 @@ def transformers_config(
         tokenizer: gives the ids of control tokens.
         dtype: type of the stored weights.
         extra: kept under `cygnet`, where other programs leave it alone.
+        is_scorer: of a reward model: a sequence classifier of one label.
     """
     kind = model_type(config)
+    name, label = ARCHITECTURES[kind], {}
+    if is_scorer:
+        name = name.replace("ForCausalLM", SCORER)
+        label = {"id2label": {"0": "score"}, "label2id": {"score": 0}}
     bos = tokenizer.special_ids.get(tokenizer.named_tokens.get("bos_token", ""))
     # mistral.rs wants all three of a Qwen's.
     window = {
@@ -88,8 +96,9 @@ def transformers_config(
         biases["llama"]["mlp_bias"] = False
     sizes = {theirs: getattr(config, ours) for theirs, ours in _KEYS.items()}
     return {
-        "architectures": [ARCHITECTURES[kind]],
+        "architectures": [name],
         "model_type": kind,
+        **label,
         **sizes,
         "head_dim": config.head_size,
         "hidden_act": "silu",
@@ -149,6 +158,15 @@ def read_notes(folder: Path) -> dict[str, Any]:
     """Return what Cygnet wrote under its own name into a folder's config.json; {} for none."""
     notes = read_json(folder / CONFIG_FILE).get("cygnet")
     return notes if isinstance(notes, dict) else {}
+
+
+def scores_of(path: Path) -> int:
+    """Return how many numbers the classifier of a config.json gives; 0 for a language model."""
+    values = read_json(path)
+    names = values.get("architectures") or []
+    if not any(str(name).endswith(SCORER) for name in names):
+        return 0
+    return len(values.get("id2label") or (0, 1))  # transformers leaves two labels unsaid
 
 
 def _refuse_unsupported(values: Mapping[str, Any], path: Path) -> None:

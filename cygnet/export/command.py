@@ -16,6 +16,7 @@ import tyro
 
 from cygnet import __version__
 from cygnet.errors import UserError
+from cygnet.export.adapter import ADAPTER_WEIGHTS, refuse_adapter, with_adapter
 from cygnet.export.architecture import read_notes
 from cygnet.export.engines import (
     check_ctranslate2,
@@ -56,6 +57,8 @@ class ExportCommand:
 
     model: tyro.conf.Positional[Path]
     """Run folder or model folder; of a whole run, the last stage's model is taken."""
+    adapter: Path | None = None
+    """A LoRA adapter's folder, of Cygnet or of PEFT, to merge into the model."""
     to: Target = "hf"
     """hf: a folder for transformers and vLLM. gguf: one file for llama.cpp. ollama: that and a
     Modelfile. mlx-safetensors: a folder for mlx_lm."""
@@ -88,9 +91,11 @@ def export_command(config: ExportCommand) -> None:
             f"--quantize {kind}: {config.to} takes {', '.join(_DTYPES)}; quantized weights are "
             "those of gguf and ollama"
         )
-    name = config.name or _name_of(config.model, source)
+    name = config.name or _name_of(config.adapter or config.model, config.adapter or source)
     out = config.out or Path("exports") / f"{name}-{config.to}-{kind}"
     model, tokenizer = read_folder(source, yarn_factor=config.yarn_factor)
+    if config.adapter is not None:
+        model = with_adapter(model, config.adapter)
     rounded_model = _rounded(model, kind, is_folder)
     with _placed(out, config.to) as folder:
         if is_folder:
@@ -115,17 +120,22 @@ def export_command(config: ExportCommand) -> None:
             {
                 "made_by": "cygnet export", "cygnet_version": __version__, "to": config.to,
                 "weights": kind, "tokenizer": tokenizer.vocabulary_hash,
-                "source_sha256": {f.name: sha256_file(f) for f in weight_files(source)},
+                "source_sha256": {f.name: sha256_file(f) for f in _sources(source, config.adapter)},
                 "checks": as_rows(checks),
             },
         )  # fmt: skip
     say(f"export: {out}" + ("" if config.verify else " (not verified)"))
 
 
+def _sources(source: Path, adapter: Path | None) -> list[Path]:
+    return weight_files(source) + ([] if adapter is None else [adapter / ADAPTER_WEIGHTS])
+
+
 def _name_of(path: Path, source: Path) -> str:
-    """Return the run's name for a model inside a run, else the folder's."""
+    """Return the run's name for a model or adapter inside a run, else the folder's."""
     named = path.resolve() if path.resolve() != source.resolve() else source.resolve()
-    return named.parent.name if named.name == "model" and named.parent.name else named.name
+    is_inside = named.name in ("model", "adapter") and named.parent.name
+    return named.parent.name if is_inside else named.name
 
 
 def _rounded(model: Transformer, kind: str, is_folder: bool) -> Transformer:
@@ -271,8 +281,7 @@ def _check_source(source: Path) -> None:
         raise UserError(f"{source}: GGUF is written, not read; give the safetensors it came from")
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; give one with config.json and safetensors")
-    if (source / "adapter_config.json").exists() and not (source / "config.json").exists():
-        raise UserError(f"{source}: an adapter (LoRA), not a whole model; merge it into its base")
+    refuse_adapter(source)
     weight_files(source)
     if not (source / "tokenizer.json").exists():
         others = [n for n in ("tokenizer.model", "vocab.json") if (source / n).exists()]

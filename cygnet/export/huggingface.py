@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from collections.abc import Iterator, Mapping
@@ -15,14 +16,17 @@ from torch import Tensor
 
 from cygnet.config import STAGES, ModelConfig
 from cygnet.errors import UserError
+from cygnet.export.adapter import refuse_adapter
 from cygnet.export.architecture import (
     CONFIG_FILE,
     read_config,
     read_notes,
+    scores_of,
     transformers_config,
 )
 from cygnet.files import folder_atomic, read_json, write_json
 from cygnet.model.rope import yarn_config
+from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
 from cygnet.text.tokenizer import Tokenizer
 
@@ -41,7 +45,8 @@ def save_folder(
     """Write a folder that plain transformers loads, without code of ours; return it.
 
     The weights are float32. The folder is there whole or not at all; one that stood there before
-    is replaced. The same model gives the same bytes.
+    is replaced. The same model gives the same bytes. A model with a score is written as a sequence
+    classifier of one label.
 
     Args:
         model: its config and weights.
@@ -76,8 +81,11 @@ def write_folder(
     """
     tokenizer.save(folder)
     name = str(dtype).removeprefix("torch.")
-    write_json(folder / CONFIG_FILE, transformers_config(model.config, tokenizer, name, extra))
-    write_json(folder / GENERATION_FILE, generation or default_generation(tokenizer))
+    is_scorer = isinstance(model, ScoringTransformer)
+    config = transformers_config(model.config, tokenizer, name, extra, is_scorer)
+    write_json(folder / CONFIG_FILE, config)
+    if not is_scorer:
+        write_json(folder / GENERATION_FILE, generation or default_generation(tokenizer))
     weights = {
         name: tensor.detach().to("cpu", dtype).contiguous()
         for name, tensor in model.state_dict().items()
@@ -136,6 +144,7 @@ def find_model(path: Path) -> Path:
             return path / place
     if not path.exists():
         raise UserError(f"{path}: no such folder; give that of a finished run or of a model")
+    refuse_adapter(path)
     refuse_pickles(path)
     if (path / INDEX_FILE).is_file():
         raise UserError(
@@ -169,10 +178,51 @@ def load_folder(
     return read_folder(find_model(folder), compute_dtype, yarn_factor)
 
 
+def load_scorer(
+    folder: Path, compute_dtype: torch.dtype = torch.float32
+) -> tuple[ScoringTransformer, Tokenizer]:
+    """Load a reward model, its weights in float32 on the CPU.
+
+    Args:
+        folder: a run or model folder of `cygnet reward`, or a sequence classifier of one label of
+            another maker.
+        compute_dtype: the type that the model will compute in.
+
+    Raises:
+        UserError: it is no reward model; says what it is.
+    """
+    found = find_model(folder)
+    number = scores_of(found / CONFIG_FILE)
+    if number != 1:
+        what = f"a classifier of {number} labels" if number else "a language model, which answers"
+        raise UserError(
+            f"{folder}: is {what}; a reward model is wanted, which gives a conversation one score "
+            "(cygnet reward trains one)"
+        )
+    tokenizer, config = _read_sizes(found)
+    # A classifier has no output matrix, whatever its config.json says of one.
+    config = dataclasses.replace(config, tie_embeddings=True)
+    weights = _read_weights(found, config, ScoringTransformer)
+    return ScoringTransformer.from_weights(config, weights, compute_dtype), tokenizer
+
+
 def read_folder(
     folder: Path, compute_dtype: torch.dtype = torch.float32, yarn_factor: float | None = None
 ) -> tuple[Transformer, Tokenizer]:
     """Load a folder as `load_folder` does; its weights may be in several files."""
+    if scores_of(folder / CONFIG_FILE):
+        raise UserError(
+            f"{folder}: is a reward model, which scores conversations and cannot answer; give a "
+            "language model"
+        )
+    tokenizer, config = _read_sizes(folder)
+    if yarn_factor is not None:
+        config = yarn_config(config, yarn_factor)
+    weights = _read_weights(folder, config, Transformer)
+    return Transformer.from_weights(config, weights, compute_dtype), tokenizer
+
+
+def _read_sizes(folder: Path) -> tuple[Tokenizer, ModelConfig]:
     tokenizer = Tokenizer.load(folder)
     config = read_config(folder / CONFIG_FILE)
     if tokenizer.vocab_size > config.vocab_size:
@@ -186,10 +236,7 @@ def read_folder(
             f"{folder}: its tokenizer.json is not the one that the model was trained with (the "
             f"vocabularies differ); put the right one back"
         )
-    if yarn_factor is not None:
-        config = yarn_config(config, yarn_factor)
-    weights = _read_weights(folder, config)
-    return Transformer.from_weights(config, weights, compute_dtype), tokenizer
+    return tokenizer, config
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -228,9 +275,9 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _read_weights(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
+def _read_weights(folder: Path, config: ModelConfig, kind: type[Transformer]) -> dict[str, Tensor]:
     with torch.device("meta"):
-        wanted = {name: tensor.shape for name, tensor in Transformer(config).state_dict().items()}
+        wanted = {name: tensor.shape for name, tensor in kind(config).state_dict().items()}
     found: dict[str, Tensor] = {}
     for name, tensor, path in _tensors(folder):
         if config.tie_embeddings and name == "lm_head.weight":

@@ -37,7 +37,9 @@ def serve(config: ServeConfig) -> None:
     config.keys()
     from cygnet.serve.offered import find_places
 
-    find_places(config.models, config.stages)  # a wrong name is told before anything is loaded
+    find_places(
+        config.models, config.stages, config.adapter
+    )  # a wrong name is told before anything is loaded
     with _listen(config.host, config.port) as listening:
         asyncio.run(run(config, listening))
 
@@ -47,7 +49,7 @@ async def run(config: ServeConfig, listening: socket.socket) -> None:
     from cygnet.serve.app import Service
     from cygnet.serve.offered import find_places, load, warm_up
 
-    offered = load(find_places(config.models, config.stages), config)
+    offered = load(find_places(config.models, config.stages, config.adapter), config)
     service = Service(offered, config)
     for driver in service.drivers:
         await warm_up(driver)

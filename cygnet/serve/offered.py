@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cygnet.errors import UserError
+from cygnet.export.adapter import ADAPTER_WEIGHTS, load_adapter, with_adapter
 from cygnet.export.architecture import read_notes
 from cygnet.export.huggingface import GENERATION_FILE, WEIGHTS_FILE, find_model, read_folder
 from cygnet.export.model_card import find_run
@@ -41,12 +43,16 @@ class Place:
         folder: the model folder.
         stage: the last stage that made it, "imported", or none where that is not known.
         same_as: another name of the same model, which has the engine.
+        adapter: folder of a LoRA adapter that is merged into the model.
+        base: name of the place that has the adapter's base.
     """
 
     name: str
     folder: Path
     stage: str | None
     same_as: str | None = None
+    adapter: Path | None = None
+    base: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,28 +105,47 @@ class Offered:
         )
 
 
-def find_places(models: Sequence[str], stages: bool) -> list[Place]:
+def find_places(models: Sequence[str], stages: bool, adapters: Sequence[str] = ()) -> list[Place]:
     """Return what is to be offered for the folders that a person named.
 
     Args:
         models: `FOLDER` or `NAME=FOLDER`.
         stages: offer each stage of a run, besides the newest model under the run's own name.
+        adapters: `FOLDER` or `NAME=FOLDER` of LoRA adapters; the first model is their base.
 
     Raises:
-        UserError: there is no model, or two have the same name.
+        UserError: there is no model or adapter, or two have the same name.
     """
     places: list[Place] = []
     for model in models:
-        named, is_named, path = model.rpartition("=")
-        # A folder may have the sign in its own name.
-        if is_named and Path(model).exists():
-            named, path = "", model
-        places += _of_folder(named or Path(path).resolve().name, Path(path), stages)
+        name, path = _named(model)
+        places += _of_folder(name, path, stages)
+    if adapters and len(models) > 1:
+        raise UserError("--adapter goes with one model, its base; serve the others by themselves")
+    base = places[0]
+    for adapter in adapters:
+        name, path = _named(adapter)
+        load_adapter(path)  # what is wrong with it is told before any model is loaded
+        run = find_run(path)
+        stage = run.stages[-1][0] if run and run.stages else "adapter"
+        places.append(Place(name, base.folder, stage, adapter=path, base=base.same_as or base.name))
     names = [place.name for place in places]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"two models are called {name!r}; name one by OTHER=FOLDER")
     return places
+
+
+def _named(given: str) -> tuple[str, Path]:
+    """Return the name and the folder of `NAME=FOLDER`, or of a folder alone."""
+    named, is_named, path = given.rpartition("=")
+    # A folder may have the sign in its own name.
+    if is_named and Path(given).exists():
+        named, path = "", given
+    folder = Path(path)
+    is_inside_run = folder.resolve().name == "adapter"
+    own = folder.resolve().parent if is_inside_run else folder.resolve()
+    return named or own.name, folder
 
 
 def _of_folder(name: str, path: Path, stages: bool) -> Iterator[Place]:
@@ -159,7 +184,11 @@ def load(places: Sequence[Place], config: ServeConfig) -> dict[str, Offered]:
     Raises:
         UserError: a folder is broken, or the settings do not fit a model.
     """
-    ready = {place.name: _load(place, config) for place in places if place.same_as is None}
+    ready: dict[str, Offered] = {}
+    for place in places:
+        if place.same_as is None and place.base is None:
+            adapted = [other for other in places if other.base == place.name]
+            ready |= _load(place, adapted, config)
     offered = {}
     for place in places:
         own = ready[place.same_as or place.name]
@@ -167,11 +196,35 @@ def load(places: Sequence[Place], config: ServeConfig) -> dict[str, Offered]:
     return offered
 
 
-def _load(place: Place, config: ServeConfig) -> Offered:
+def _load(place: Place, adapted: Sequence[Place], config: ServeConfig) -> dict[str, Offered]:
+    """Return a model and those that its adapters make of it, which share what no adapter changes.
+
+    An adapter is merged, so that it answers as fast as its base.
+    """
     dtype, _ = resolve_dtype(config.dtype, torch.device("cpu"))
     model, tokenizer = read_folder(place.folder, dtype, config.yarn_factor)
+    models = {place: model}
+    for other in adapted:
+        assert other.adapter is not None
+        models[other] = with_adapter(model, other.adapter)
+    embeddings = nn.Parameter(model.model.embed_tokens.weight.to(dtype), requires_grad=False)
+    output = None if model.config.tie_embeddings else model.lm_head.weight.to(dtype)
+    for one in models.values():
+        one.model.embed_tokens.weight = embeddings
+        if output is not None:
+            one.lm_head.weight = nn.Parameter(output, requires_grad=False)
+    grammars = Grammars(tokenizer)
+    return {
+        where.name: _begun(where, one, tokenizer, grammars, config) for where, one in models.items()
+    }
+
+
+def _begun(
+    place: Place, model: Transformer, tokenizer: Tokenizer, grammars: Grammars, config: ServeConfig
+) -> Offered:
     draft = None
     if config.draft is not None:
+        dtype = model.compute_dtype
         draft, draft_tokenizer = read_folder(find_model(config.draft), dtype, config.yarn_factor)
         if draft_tokenizer.vocabulary_hash != tokenizer.vocabulary_hash:
             raise UserError(
@@ -188,13 +241,14 @@ def _load(place: Place, config: ServeConfig) -> Offered:
         weights=config.weights,
         draft=draft,
     )
+    written = place.adapter / ADAPTER_WEIGHTS if place.adapter else place.folder / WEIGHTS_FILE
     return Offered(
         place.name,
         place.stage,
-        int((place.folder / WEIGHTS_FILE).stat().st_mtime),
+        int(written.stat().st_mtime),
         model.config.num_parameters,
         tokenizer,
-        Grammars(tokenizer),
+        grammars,
         Driver(engine),
         _sampling(place.folder),
     )

@@ -22,6 +22,9 @@ class ServeConfig:
     folder. A whole run offers its newest model."""
     stages: bool = False
     """Offer every stage of a run too, as NAME/pretrain, NAME/sft, NAME/dpo."""
+    adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A LoRA adapter on the model, as NAME=FOLDER or FOLDER, offered under its own name; may be
+    given several times."""
     host: str = "127.0.0.1"
     """Address to serve on; 0.0.0.0 lets other machines in."""
     port: int = 8000

@@ -17,7 +17,8 @@ from cygnet.stages.launch import load_start, train_and_save
 from cygnet.stages.next_token import open_shards
 from cygnet.stages.on_policy import OnPolicyStage, read_questions
 from cygnet.stages.pretrain import check_context, new_model
-from cygnet.text.tokenize import tokenize_conversations, tokenize_documents
+from cygnet.stages.sft import SftConfig, make_shards
+from cygnet.text.tokenize import tokenize_documents
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.hardware import find_hardware
 
@@ -68,25 +69,17 @@ def distill(
     def stage() -> DistillStage:
         hardware = find_hardware(config)
         tutor.to(hardware.device).compute_dtype = hardware.dtype
-        make_shards(data, tokenizer, shards, config, method)
+        if method.learn_from == "conversations":
+            make_shards(data, tokenizer, shards, config.max_seq_len, SftConfig())
+        else:
+            for split in (TRAIN, HELDOUT):
+                tokenize_documents(data / split, tokenizer, shards / split.partition(".")[0])
         given = (laid_out(tutor), *open_shards(shards, tokenizer.hash), config, tokenizer, method)
         if not method.on_policy:
             return DistillStage(*given)
         return OnPolicyStage(*given, *(read_questions(data / name) for name in (TRAIN, HELDOUT)))
 
     return train_and_save("distill", model, tokenizer, stage, config, run, inputs, renew)
-
-
-def make_shards(
-    data: Path, tokenizer: Tokenizer, shards: Path, config: TrainConfig, method: DistillConfig
-) -> None:
-    """Write `shards/train` and `shards/heldout`, unless they hold just that."""
-    for split in (TRAIN, HELDOUT):
-        rows = shards / split.partition(".")[0]
-        if method.learn_from == "documents":
-            tokenize_documents(data / split, tokenizer, rows)
-        else:
-            tokenize_conversations(data / split, tokenizer, rows, config.max_seq_len)
 
 
 def check_vocabulary(teacher: Path, its: Tokenizer, student: Path, own: Tokenizer) -> None:

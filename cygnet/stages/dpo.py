@@ -1,317 +1,50 @@
-"""Direct preference optimization (Rafailov et al. 2023): prefer the chosen answer of a pair.
+"""Learning from preferences: prefer the chosen answer of a pair, or the wanted of many.
 
-Both answers of a pair lie in one row as two documents, so that pairs are packed as conversations
-are, and attention stays within each answer. The reference is the model that the stage starts from;
-its log-probabilities are computed once and kept on disk.
-
-Shapes: B rows, T positions, M = B T, D documents of all rows, P = D / 2 pairs.
+The reference is the model that the stage starts from; its log-probabilities are computed once and
+kept on disk.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from cygnet.config import TrainConfig
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.errors import UserError
-from cygnet.files import sha256_file, write_atomic
-from cygnet.model.loss import chunked_log_probs
+from cygnet.files import sha256_file
+from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.model.transformer import Transformer
-from cygnet.progress import say, track
+from cygnet.progress import say
+from cygnet.stages.answer_rows import (
+    AnswerBatch,
+    PackedAnswers,
+    PairRows,
+    documents_per_row,
+    reference_log_probs,
+    with_reference,
+)
+from cygnet.stages.kto import KtoStage, LabelledBatch, LabelledRows, as_answers, labelled_batch
 from cygnet.stages.launch import load_start, train_and_save
+from cygnet.stages.pair_stage import DpoStage
 from cygnet.stages.pairs import read_pairs
+from cygnet.stages.preference_config import DpoConfig
 from cygnet.stages.pretrain import check_context
 from cygnet.stages.samples import Prompts
 from cygnet.text.chat import encode_chat
-from cygnet.text.loader import IGNORE, PADDING, Batch, permute
-from cygnet.text.packing import packing_plan
+from cygnet.text.loader import Batch
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.hardware import find_hardware
-from cygnet.train.stage import Call
 
-REFERENCE_ROWS = 8
+__all__ = ["DpoConfig", "DpoStage", "KtoStage", "dpo"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class DpoConfig:
-    """The preference loss.
-
-    Raises:
-        UserError: a value is out of its range.
-    """
-
-    beta: float = 0.1
-    """How strongly the model is held to the reference: larger holds it closer."""
-    label_smoothing: float = 0.0
-    """Share of pairs whose preference may be wrong (cDPO, Mitchell 2023)."""
-    sft_weight: float = 1.0
-    """Weight of the chosen answers' own loss per token beside the preference (RPO, Pang et al.
-    2024), which keeps them from becoming unlikely together with the rejected ones."""
-
-    def __post_init__(self) -> None:
-        if self.beta <= 0 or self.sft_weight < 0 or not 0 <= self.label_smoothing < 0.5:
-            raise UserError(
-                f"preference: beta {self.beta} must be above zero, label_smoothing "
-                f"{self.label_smoothing} in [0, 0.5), sft_weight {self.sft_weight} not below zero"
-            )
-
-
-def dpo_loss(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    beta: float,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Return the loss of each pair and its margin, both (P,) float32.
-
-    Equation 7 of Rafailov et al. 2023; with label smoothing, equation 3 of Mitchell 2023.
-
-    Args:
-        policy_chosen, policy_rejected: summed log-probabilities of the answers, (P,).
-        reference_chosen, reference_rejected: the same under the reference.
-        beta: scale of the implicit reward.
-        label_smoothing: probability that a preference is the wrong way round.
-    """
-    margin = beta * ((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected))
-    loss = -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
-    return loss, margin
-
-
-@dataclass(frozen=True, slots=True)
-class PairBatch(Batch):
-    """Rows of pairs: documents 2 i and 2 i + 1 of a row are chosen and rejected."""
-
-    reference: Tensor
-    """(B, most documents of a row) float32: what the reference gives each; NaN behind the last."""
-    BLANK: ClassVar[dict[str, float]] = {**Batch.BLANK, "reference": math.nan}
-
-
-class PairRows:
-    """Pairs packed into rows: documents 2 i and 2 i + 1 of a row are chosen and rejected.
-
-    Args:
-        pairs: rows {"prompt", "chosen", "rejected"}.
-        tokenizer: of the model.
-        seq_len: positions in a row; longer pairs are skipped and counted.
-
-    Attributes:
-        rows: the whole set as one batch.
-        num_pairs: pairs kept.
-        skipped: which pairs do not fit a row.
-        needed: positions that each pair fills.
-        numbers: for each row, which of the pairs it holds.
-    """
-
-    def __init__(self, pairs: list[dict[str, Any]], tokenizer: Tokenizer, seq_len: int) -> None:
-        encoded = [document for pair in pairs for document in encode_pair(tokenizer, pair)]
-        lengths = [len(ids) - 1 for ids, _ in encoded]
-        self.needed = [sum(lengths[2 * i : 2 * i + 2]) for i in range(len(pairs))]
-        fits = [i for i, needed in enumerate(self.needed) if needed <= seq_len]
-        self.skipped = [i for i, needed in enumerate(self.needed) if needed > seq_len]
-        self.num_pairs = len(fits)
-        sizes = [self.needed[i] + 1 for i in fits]
-        plan = packing_plan(np.cumsum([0, *sizes]).astype(np.uint64), seq_len, may_cut=False)
-        first_token = np.cumsum([0, *sizes])
-        shape = (plan.num_rows, seq_len)
-        tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        labels = np.full(shape, IGNORE, np.int64)
-        documents = np.full(shape, PADDING, np.int32)
-        self.numbers: list[list[int]] = [[] for _ in range(plan.num_rows)]
-        for row in range(plan.num_rows):
-            column = number = 0
-            for start in plan.starts[plan.row_offsets[row] : plan.row_offsets[row + 1]]:
-                pair = fits[int(np.searchsorted(first_token, start))]
-                self.numbers[row].append(pair)
-                for ids, is_label in encoded[2 * pair : 2 * pair + 2]:
-                    span = slice(column, column + len(ids) - 1)
-                    tokens[row, span] = ids[:-1]
-                    labels[row, span] = np.where(is_label[1:], ids[1:], IGNORE)
-                    documents[row, span] = number
-                    positions[row, span] = np.arange(len(ids) - 1)
-                    column, number = span.stop, number + 1
-        self.rows = Batch(*map(torch.from_numpy, (tokens, labels, documents, positions)))
-
-
-def encode_pair(
-    tokenizer: Tokenizer, pair: dict[str, Any]
-) -> tuple[tuple[list[int], list[bool]], tuple[list[int], list[bool]]]:
-    """Return (ids, is label) of the chosen and of the rejected conversation.
-
-    The last answer alone is labelled, also where the prompt holds earlier ones.
-    """
-    given = encode_chat(tokenizer, pair["prompt"], add_generation_prompt=True).ids
-    both = []
-    for name in ("chosen", "rejected"):
-        answer = {"role": "assistant", "content": pair[name]}
-        chat = encode_chat(tokenizer, [*pair["prompt"], answer])
-        labels = [is_label and at >= len(given) for at, is_label in enumerate(chat.is_label)]
-        both.append((chat.ids, labels))
-    return both[0], both[1]
-
-
-def answer_log_probs(model: Transformer, rows: Batch) -> tuple[Tensor, Tensor]:
-    """Return the summed log-probability of every document's labels, and how many there are.
-
-    Documents are counted through the rows in order; both results are (D,) float32.
-    """
-    hidden = model(rows.tokens, rows.positions, rows.document_ids)
-    labels = rows.labels.flatten()
-    counted = labels != IGNORE
-    log_probs = chunked_log_probs(model.logits, hidden.flatten(0, 1)[counted], labels[counted])
-    per_row = _documents_per_row(rows)
-    first = per_row.cumsum(0) - per_row
-    document = (first[:, None] + rows.document_ids).flatten()[counted]
-    zeros = torch.zeros(int(per_row.sum()), device=log_probs.device)
-    sums = zeros.index_add(0, document, log_probs)
-    return sums, zeros.index_add(0, document, torch.ones_like(log_probs))
-
-
-def with_reference(rows: Batch, log_probs: Tensor) -> PairBatch:
-    """Put the reference's log-probabilities, (D,) in the order of the rows, beside the rows."""
-    per_row = _documents_per_row(rows)
-    width = int(per_row.max()) if len(per_row) else 0
-    reference = torch.full((len(per_row), width), torch.nan)
-    reference[torch.arange(width) < per_row[:, None]] = log_probs
-    return PairBatch(rows.tokens, rows.labels, rows.document_ids, rows.positions, reference)
-
-
-def _documents_per_row(rows: Batch) -> Tensor:
-    return rows.document_ids.amax(dim=1).long() + 1
-
-
-class DpoStage:
-    """Packed pairs and the preference loss over them.
-
-    Args:
-        train, heldout: all pairs; the latter may hold none.
-        train_config: rows per batch and seed.
-        config: the loss.
-        sources: for each row of `train`, where its pairs were read; for `describe`.
-        prompts: what is asked while it trains.
-    """
-
-    name = "dpo"
-
-    def __init__(
-        self,
-        train: PairBatch,
-        heldout: PairBatch,
-        train_config: TrainConfig,
-        config: DpoConfig,
-        sources: Sequence[Sequence[str]] = (),
-        prompts: Prompts | None = None,
-    ) -> None:
-        self.train, self.heldout_pairs, self.prompts = train, heldout, prompts
-        self.sources = sources
-        self.config, self.seed = config, train_config.seed
-        self.num_rows = len(train.tokens)
-        self.rows_per_batch = min(train_config.rows_per_batch, self.num_rows)
-        self.batches_per_epoch = self.num_rows / self.rows_per_batch
-
-    def compile(self) -> None:
-        """Nothing: the number of labels changes from batch to batch."""
-
-    def batch(self, number: int) -> PairBatch:
-        """Return the rows of one step, a pure function of the number."""
-        return self.train.take(torch.from_numpy(self._places(number)))
-
-    def weight(self, batch: Batch) -> int:
-        """Return the number of pairs."""
-        return int(_documents_per_row(batch).sum()) // 2
-
-    def loss(self, model: Transformer, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the summed preference loss, and summed accuracy, margin and log-probabilities."""
-        assert isinstance(rows, PairBatch)
-        log_probs, counts = answer_log_probs(model, rows)
-        reference = rows.reference[~rows.reference.isnan()]
-        chosen, rejected = log_probs[0::2], log_probs[1::2]
-        losses, margin = dpo_loss(
-            chosen, rejected, reference[0::2], reference[1::2],
-            self.config.beta, self.config.label_smoothing,
-        )  # fmt: skip
-        chosen_mean, rejected_mean = chosen / counts[0::2], rejected / counts[1::2]
-        total = losses.sum() - self.config.sft_weight * chosen_mean.sum()
-        metrics = {
-            "preference_loss": losses,
-            "accuracy": (margin > 0).float(),
-            "margin": margin,
-            "chosen_log_prob": chosen_mean,
-            "rejected_log_prob": rejected_mean,
-        }
-        return total, {name: value.detach().sum() for name, value in metrics.items()}
-
-    def describe(self, number: int, row: int) -> str:
-        """Name the row's pairs by where they were read."""
-        place = int(self._places(number)[row])
-        if not self.sources:
-            return f"row {place} of the packed pairs"
-        return f"the pairs of {', '.join(self.sources[place])}"
-
-    def heldout(self, model: Transformer) -> dict[str, float]:
-        """Return loss, accuracy and margin on the held-out pairs."""
-        pairs = self.weight(self.heldout_pairs) if len(self.heldout_pairs.tokens) else 0
-        sums: dict[str, float] = {}
-        for start in range(0, len(self.heldout_pairs.tokens), REFERENCE_ROWS):
-            part = self.heldout_pairs.rows(start, start + REFERENCE_ROWS)
-            total, metrics = self.loss(model, part.to(next(model.parameters()).device))
-            for name, value in {"loss": total, **metrics}.items():
-                sums[f"heldout_{name}"] = sums.get(f"heldout_{name}", 0.0) + float(value) / pairs
-        return sums
-
-    def samples(self, call: Call) -> list[dict[str, Any]]:
-        """Return what the model answers to some held-out prompts."""
-        return self.prompts.answered(call) if self.prompts else []
-
-    def _places(self, number: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        first = number * self.rows_per_batch
-        epochs, ranks = np.divmod(np.arange(first, first + self.rows_per_batch), self.num_rows)
-        return np.concatenate(
-            [
-                permute(ranks[epochs == epoch], self.num_rows, self.seed, int(epoch))
-                for epoch in np.unique(epochs)
-            ]
-        )
-
-
-def reference_log_probs(model: Transformer, rows: Batch, cache: Path) -> Tensor:
-    """Return the model's `answer_log_probs` of all rows, (D,), from `cache` where it is there.
-
-    A file that is damaged is made again.
-    """
-    num_documents = int(_documents_per_row(rows).sum())
-    if cache.exists():
-        try:
-            found = np.load(cache, allow_pickle=False)
-        except (ValueError, EOFError):
-            found = np.zeros(0)
-        if found.shape == (num_documents,) and found.dtype == np.float32:
-            return torch.from_numpy(found)
-        say(f"{cache}: damaged; computed again")
-    device = next(model.parameters()).device
-    parts = [torch.zeros(0)]
-    with torch.no_grad():
-        starts = range(0, len(rows.tokens), REFERENCE_ROWS)
-        for start in track(starts, "reference"):
-            part = rows.rows(start, start + REFERENCE_ROWS).to(device)
-            parts.append(answer_log_probs(model, part)[0].cpu())
-    log_probs = torch.cat(parts)
-    file = io.BytesIO()
-    np.save(file, log_probs.numpy(), allow_pickle=False)
-    write_atomic(cache, file.getvalue())
-    return log_probs
+KTO_BALANCE = (1.0, 4 / 3)
+"""How many times more wanted answers may weigh than unwanted (Ethayarajh et al. 2024, eq. 8)."""
 
 
 def dpo(
@@ -322,6 +55,7 @@ def dpo(
     config: TrainConfig,
     preference: DpoConfig,
     renew: bool = False,
+    lora: LoraConfig = NO_LORA,
 ) -> Path:
     """Align the model at `start` with a folder of pairs and return the model folder.
 
@@ -332,13 +66,14 @@ def dpo(
         run: the run folder.
         config: training settings.
         preference: the loss.
-        renew: see `train_and_save`.
+        renew, lora: see `train_and_save`.
 
     Raises:
         UserError: `start` is no model, a pair is damaged, or no pair fits a row.
     """
     model, tokenizer, start_hash = load_start(start)
     check_context(model, config)
+    preference = preference.resolved()
     files = {name: pairs / name for name in (TRAIN, HELDOUT)}
     inputs = {
         "start": start_hash,
@@ -350,40 +85,152 @@ def dpo(
     def stage() -> DpoStage:
         hardware = find_hardware(config)
         model.to(hardware.device).compute_dtype = hardware.dtype
-        packed, sources = [], []
-        pairs = {name: read_pairs(path) for name, path in files.items()}
-        for name, path in files.items():
-            rows = pairs[name]
-            found = PairRows(rows, tokenizer, config.max_seq_len)
-            if name == TRAIN and not found.num_pairs:
-                raise UserError(_why_none_fits(path, found, config, model.config.max_position))
-            places = [row.get("source", f"line {n} of {name}") for n, row in enumerate(rows, 1)]
-            if found.skipped:
-                _say_skipped(name, found, places)
-            rounding = f"{config.max_seq_len} {hardware.dtype_name}"
-            what = (start_hash, tokenizer.hash, sha256_file(path), rounding)
-            key = hashlib.sha256("/".join(what).encode()).hexdigest()[:16]
-            log_probs = reference_log_probs(model, found.rows, cache / f"{key}.npy")
-            packed.append(with_reference(found.rows, log_probs))
-            sources.append([[places[pair] for pair in row] for row in found.numbers])
-        prompts = _asked(tokenizer, pairs[HELDOUT], config.max_seq_len)
-        return DpoStage(packed[0], packed[1], config, preference, sources[0], prompts)
+        rounding = f"{config.max_seq_len} {hardware.dtype_name}"
+        key = (start_hash, tokenizer.hash, rounding)
+        reference = _Reference(model, cache, key, preference.reference == "none")
+        return make_stage(files, tokenizer, model, config, preference, reference)
 
-    return train_and_save("dpo", model, tokenizer, stage, config, run, inputs, renew)
-
-
-def _say_skipped(name: str, found: PairRows, places: Sequence[str]) -> None:
-    say(
-        f"dpo: {len(found.skipped)} of {len(places)} pairs of {name} are longer than max_seq_len "
-        f"and skipped, first {places[found.skipped[0]]} (the longest needs {max(found.needed)})"
+    return train_and_save(
+        "dpo", model, tokenizer, stage, config, run, inputs, renew, lora=lora, start=start
     )
 
 
-def _why_none_fits(path: Path, found: PairRows, config: TrainConfig, max_position: int) -> str:
+class _Reference:
+    """What the starting model gives answers, from the folder that keeps it, or zeros.
+
+    Args:
+        model: the starting model.
+        cache: the folder.
+        key: all else that decides a log-probability besides the answers.
+        is_none: whether there is no reference.
+    """
+
+    def __init__(self, model: Transformer, cache: Path, key: Sequence[str], is_none: bool) -> None:
+        self.model, self.cache, self.key, self.is_none = model, cache, key, is_none
+
+    def beside(self, rows: Batch, *content: str) -> AnswerBatch:
+        """Return the rows with the reference; `content` names them: their file's hash and use."""
+        if self.is_none:
+            return with_reference(rows, torch.zeros(int(documents_per_row(rows).sum())))
+        start_hash, tokenizer_hash, rounding = self.key
+        what = (start_hash, tokenizer_hash, content[0], rounding, *content[1:])
+        name = hashlib.sha256("/".join(what).encode()).hexdigest()[:16]
+        log_probs = reference_log_probs(self.model, rows, self.cache / f"{name}.npy")
+        return with_reference(rows, log_probs)
+
+
+def make_stage(
+    files: dict[str, Path],
+    tokenizer: Tokenizer,
+    model: Transformer,
+    config: TrainConfig,
+    preference: DpoConfig,
+    reference: _Reference,
+) -> DpoStage:
+    """Read, encode and pack what is in the files of training and held-out pairs."""
+    is_kto = preference.loss == "kto"
+    batches: list[AnswerBatch] = []
+    labelled: list[tuple[LabelledBatch, AnswerBatch]] = []
+    sources, shares = [], []
+    rows: list[dict[str, Any]] = []
+    for name, path in files.items():
+        rows, share = _read(path, is_kto)
+        rows = as_answers(rows) if is_kto else rows
+        found = (LabelledRows if is_kto else PairRows)(rows, tokenizer, config.max_seq_len)
+        if name == TRAIN and not found.num_kept:
+            raise UserError(_why_none_fits(path, found, config, model.config.max_position))
+        if found.skipped:
+            _say_skipped(name, found, rows, tokenizer, config.max_seq_len)
+        file_hash = sha256_file(path)
+        if isinstance(found, LabelledRows):
+            if name == TRAIN:
+                _check_labels(path, found, preference)
+            answers = reference.beside(found.rows, file_hash, "kto")
+            mismatched = reference.beside(found.mismatched, file_hash, "kto", "mismatched")
+            labelled.append((labelled_batch(answers, found.desirable), mismatched))
+        else:
+            batches.append(reference.beside(found.rows, file_hash))
+        sources.append([[rows[number]["source"] for number in row] for row in found.numbers])
+        shares.append(share)
+    prompts = _asked(tokenizer, rows, config.max_seq_len)
+    others = (config, preference, sources[0], prompts, shares[0])
+    if is_kto:
+        return KtoStage(*labelled, *others)
+    return DpoStage(batches[0], batches[1], *others)
+
+
+def _read(path: Path, is_kto: bool) -> tuple[list[dict[str, Any]], float]:
+    """Return rows, each with its `source`, and which share was left out for equal sides."""
+    given = read_pairs(path, labelled=is_kto)
+    for number, row in enumerate(given, start=1):
+        row.setdefault("source", f"line {number} of {path.name}")
+    equal = [row for row in given if "label" not in row and _are_equal(row)]
+    if equal:
+        say(
+            f"dpo: {len(equal)} of {len(given)} pairs of {path.name} have equal sides and are left "
+            f"out, first {equal[0]['source']}"
+        )
+    kept = [row for row in given if "label" in row or not _are_equal(row)]
+    if given and not kept:
+        raise UserError(f"{path}: in every pair chosen and rejected are equal; there is no signal")
+    return kept, len(equal) / max(len(given), 1)
+
+
+def _are_equal(pair: dict[str, Any]) -> bool:
+    return pair["chosen"].strip() == pair["rejected"].strip()
+
+
+def _check_labels(path: Path, found: LabelledRows, preference: DpoConfig) -> None:
+    """Say what in the labels, or in how answers lie together, would make KTO learn badly.
+
+    Raises:
+        UserError: all labels are the same.
+    """
+    wanted, unwanted = int(found.desirable.sum()), int((1 - found.desirable).sum())
+    if not wanted or not unwanted:
+        raise UserError(
+            f"{path}: every answer has the label {'true' if wanted else 'false'}; kto learns from "
+            "wanted and unwanted ones"
+        )
+    balance = preference.desirable_weight * wanted / (preference.undesirable_weight * unwanted)
+    low, high = KTO_BALANCE
+    if not 0.99 * low <= balance <= 1.01 * high:
+        weight = preference.undesirable_weight * unwanted / wanted
+        say(
+            f"dpo: {wanted} answers are wanted and {unwanted} not, which weigh {balance:.2f} to 1; "
+            f"kto does best from {low:g} to {high:.2f}: --desirable_weight {weight:.2f}"
+        )
+    if not documents_per_row(found.mismatched).sum():
+        say(
+            "dpo: no row holds answers to two prompts, so the KL of kto is taken as zero; raise "
+            "--max_seq_len"
+        )
+
+
+def _say_skipped(
+    name: str,
+    found: PackedAnswers,
+    rows: Sequence[dict[str, Any]],
+    tokenizer: Tokenizer,
+    seq_len: int,
+) -> None:
+    what = "answers" if isinstance(found, LabelledRows) else "pairs"
+    full = sum(len(_prompt_ids(tokenizer, rows[i])) >= seq_len for i in found.skipped)
+    no_room = f"; the prompts of {full} leave no room for any answer" if full else ""
+    say(
+        f"dpo: {len(found.skipped)} of {len(rows)} {what} of {name} are longer than max_seq_len "
+        f"and skipped, first {rows[found.skipped[0]]['source']} (the longest needs "
+        f"{max(found.needed)}{no_room})"
+    )
+
+
+def _why_none_fits(path: Path, found: PackedAnswers, config: TrainConfig, max_position: int) -> str:
     if not found.needed:
         return f"{path}: holds no pair; give some"
     shortest = min(found.needed)
-    said = f"{path}: no pair fits max_seq_len {config.max_seq_len}, with both answers in one row"
+    what = "no answer fits" if isinstance(found, LabelledRows) else "no pair fits"
+    row = "" if isinstance(found, LabelledRows) else ", with both answers in one row"
+    said = f"{path}: {what} max_seq_len {config.max_seq_len}{row}"
     if shortest > max_position:
         return (
             f"{said}: the shortest needs {shortest}, and the model's max_position is "
@@ -395,8 +242,11 @@ def _why_none_fits(path: Path, found: PairRows, config: TrainConfig, max_positio
     )
 
 
-def _asked(tokenizer: Tokenizer, pairs: Sequence[dict[str, Any]], room: int) -> Prompts:
-    """Return the first prompts of some pairs, of which several may share one."""
-    asked = {str(pair["prompt"]): pair["prompt"] for pair in pairs}.values()
-    encoded = (encode_chat(tokenizer, messages, add_generation_prompt=True) for messages in asked)
-    return Prompts(tokenizer, (chat.ids for chat in encoded), room)
+def _prompt_ids(tokenizer: Tokenizer, row: dict[str, Any]) -> list[int]:
+    return encode_chat(tokenizer, row["prompt"], add_generation_prompt=True).ids
+
+
+def _asked(tokenizer: Tokenizer, rows: Iterable[dict[str, Any]], room: int) -> Prompts:
+    """Return the first prompts of some rows, of which several may share one."""
+    asked = {str(row["prompt"]): row for row in rows}.values()
+    return Prompts(tokenizer, (_prompt_ids(tokenizer, row) for row in asked), room)

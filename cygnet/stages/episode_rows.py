@@ -5,7 +5,7 @@ Shapes: B rows, T positions, M labels of all rows in their order, E episodes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -105,13 +105,10 @@ def label_documents(rows: Batch) -> Tensor:
     return (first[:, None] + rows.document_ids)[rows.labels != IGNORE]
 
 
-def label_scores(
+def label_log_probs(
     model: Transformer, rows: Batch, vocab_size: int, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Return log p of each label and the entropy where it was drawn, both (M,) float32.
-
-    The first has a gradient where one is wanted, the second never. A row computes as in training:
-    in the model's compute type, attention within each document.
+) -> Tensor:
+    """Return log p of each label, (M,) float32, computed as in training.
 
     Args:
         model: any device.
@@ -119,28 +116,44 @@ def label_scores(
         vocab_size: of the tokenizer; a model may have more outputs, which are never drawn.
         temperature: at which the labels were drawn; it divides the logits.
     """
+    hidden_MD, labels_M, logits = _at_labels(model, rows, vocab_size)
+    return chunked_log_probs(logits, hidden_MD, labels_M, temperature)
+
+
+def label_scores(
+    model: Transformer, rows: Batch, vocab_size: int, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Return log p of each label and the entropy where it was drawn, both (M,) float32.
+
+    The first has a gradient where one is wanted, the second never. Arguments as those of
+    `label_log_probs`.
+    """
+    hidden_MD, labels_M, logits = _at_labels(model, rows, vocab_size)
+    log_probs = chunked_log_probs(logits, hidden_MD, labels_M, temperature)
+    return log_probs, chunked_entropy(logits, hidden_MD.detach(), temperature)
+
+
+def _at_labels(
+    model: Transformer, rows: Batch, vocab_size: int
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
     hidden = model(rows.tokens, rows.positions, rows.document_ids).flatten(0, 1)
     labels = rows.labels.flatten()
     counted = labels != IGNORE
-    chosen = hidden[counted]
 
     def logits(hidden_MD: Tensor) -> Tensor:
         return model.logits(hidden_MD)[:, :vocab_size]
 
-    log_probs = chunked_log_probs(logits, chosen, labels[counted], temperature)
-    return log_probs, chunked_entropy(logits, chosen.detach(), temperature)
+    return hidden[counted], labels[counted], logits
 
 
 @torch.no_grad()
 def score_rows(
     model: Transformer, rows: Batch, vocab_size: int, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Return what `label_scores` does of a whole batch, a few rows at a time: (B, T) on the CPU."""
+) -> Tensor:
+    """Return `label_log_probs` of a whole batch, a few rows at a time: (B, T) on the CPU."""
     device = next(model.parameters()).device
-    found = []
+    found = [torch.zeros(0)]
     for start in range(0, len(rows.tokens), SCORED_ROWS):
         part = rows.rows(start, start + SCORED_ROWS).to(device)
-        scores = label_scores(model, part, vocab_size, temperature)
-        found.append([values.cpu() for values in scores])
-    log_probs, entropy = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return at_labels(rows, log_probs), at_labels(rows, entropy)
+        found.append(label_log_probs(model, part, vocab_size, temperature).cpu())
+    return at_labels(rows, torch.cat(found))

@@ -9,9 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cygnet.config import TrainConfig, plain
+from cygnet.export.adapter import base_hash, save_adapter
 from cygnet.export.huggingface import find_model, load_folder, save_folder
 from cygnet.files import sha256_file
+from cygnet.model.lora import (
+    NO_LORA,
+    Adapter,
+    LoraConfig,
+    add_lora,
+    lora_of,
+    merged,
+    put_adapter,
+    take_adapter,
+)
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say
 from cygnet.text.tokenizer import Tokenizer
@@ -35,6 +48,8 @@ def train_and_save(
     inputs: dict[str, Any],
     renew: bool = False,
     save: Save = save_folder,
+    lora: LoraConfig = NO_LORA,
+    start: Path | None = None,
 ) -> Path:
     """Train `model` in a stage and write `run/model`; return that folder.
 
@@ -50,10 +65,15 @@ def train_and_save(
         inputs: hashes and settings of all else that decides the result.
         renew: keep a run with other settings aside and start anew, rather than refuse.
         save: writes the finished model and its tokenizer to a folder.
+        lora: where it is on, adapters are trained and kept in `run/adapter`; `run/model` is then
+            the model with them merged.
+        start: where `model` was loaded from; needed for adapters.
 
     Raises:
         UserError: another run is writing into the folder, or what `Engine.train` raises.
     """
+    if lora.lora:
+        inputs = {**inputs, "lora": plain(lora)}
     origin = {"stage": name, "model": plain(model.config), "inputs": inputs}
     connect(config.timeout_s)
     choose_device(config.device)  # before anything is moved
@@ -68,8 +88,10 @@ def train_and_save(
             on_rank_zero(lambda: _keep_if_changed(name, run, origin, config))
         with first(f"the data of {name}", config.timeout_s):
             stage = make_stage()
+        if lora.lora:
+            add_lora(model, lora, torch.Generator().manual_seed(config.seed))
         Engine(model, stage, config, run, origin).train()
-        on_rank_zero(lambda: save(_trained(model, run), tokenizer, run / "model"))
+        on_rank_zero(lambda: _finish(model, tokenizer, run, save, start))
         return run / "model"
 
 
@@ -91,15 +113,36 @@ def _keep_if_changed(name: str, run: Path, origin: dict[str, Any], config: Train
         keep_aside(run)
 
 
-def _trained(model: Transformer, run: Path) -> Transformer:
+def _finish(
+    model: Transformer, tokenizer: Tokenizer, run: Path, save: Save, start: Path | None
+) -> None:
+    """Write the finished model's folder, and that of its adapter before it."""
+    model = _trained(model, run, start)
+    adapter = take_adapter(model)
+    if adapter:
+        assert start
+        base, _ = load_folder(start)
+        save_adapter(adapter, run / "adapter", str(start), base_hash(base))
+    save(merged(model), tokenizer, run / "model")
+
+
+def _trained(model: Transformer, run: Path, start: Path | None) -> Transformer:
     """Return the whole model; of one that is spread, as the last checkpoint has it."""
     checkpoint = newest_checkpoint(run / "checkpoints")
     if world().size == 1 or not checkpoint:
         return model
     with Checkpoint(checkpoint) as opened:
-        model = type(model)(model.config)
-        model.load_state_dict(opened.whole("model"))
-    return model
+        weights = opened.whole("model")
+    config, whole = lora_of(model), type(model)(model.config)
+    if config is None:
+        whole.load_state_dict(weights)
+        return whole
+    # Checkpoints hold what is trained; the base is where it was.
+    assert start
+    base, _ = load_folder(start)
+    whole.load_state_dict(base.state_dict(), strict=False)
+    put_adapter(whole, Adapter(config, weights))
+    return whole
 
 
 def load_start(path: Path) -> tuple[Transformer, Tokenizer, str]:

@@ -9,7 +9,6 @@ Shapes: B rows, T positions.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -22,14 +21,14 @@ import torch
 from torch import Tensor
 
 from cygnet.config import TrainConfig
-from cygnet.errors import UserError
 from cygnet.files import read_jsonl
 from cygnet.messages import parse_messages
 from cygnet.model.transformer import Transformer
-from cygnet.progress import say
 from cygnet.stages.distill import DistillConfig, DistillStage
 from cygnet.stages.episode_rows import SCORED_ROWS, EpisodeRows
-from cygnet.stages.rollout import MIN_ANSWER_TOKENS, Episode, Roller, RolloutConfig, Row
+from cygnet.stages.groups import answer_seed
+from cygnet.stages.prompts import with_room
+from cygnet.stages.rollout import Episode, Roller, RolloutConfig, Row
 from cygnet.text.loader import Batch, permute
 from cygnet.text.shards import ShardReader
 from cygnet.text.tokenizer import Tokenizer
@@ -86,25 +85,11 @@ class OnPolicyStage(DistillStage):
             temperature=method.rollout_temperature, max_new_tokens=method.max_new_tokens
         )
         self.roller = Roller(tokenizer, drawing, self.row_length + 1)
-        self.questions = self._with_room(questions)
-        self.heldout_questions = self._with_room(heldout_questions)[:HELDOUT_QUESTIONS]
-        if not self.questions:
-            raise UserError(
-                f"distill: no prompt leaves room for an answer in rows of {self.row_length} "
-                "tokens; raise --max_seq_len"
-            )
+        self.questions = with_room(questions, self.roller, self.row_length + 1, "distill")
+        self.heldout_questions = with_room(
+            heldout_questions, self.roller, self.row_length + 1, "distill, held out"
+        )[:HELDOUT_QUESTIONS]
         self.must_keep = False
-
-    def _with_room(self, rows: Sequence[Row]) -> list[Row]:
-        lengths = map(len, self.roller.encode(rows)) if rows else []
-        kept = [
-            row
-            for row, length in zip(rows, lengths, strict=True)
-            if length + MIN_ANSWER_TOKENS <= self.row_length + 1
-        ]
-        if len(kept) < len(rows):
-            say(f"distill: {len(rows) - len(kept)} of {len(rows)} prompts are too long: left out")
-        return kept
 
     def collect(self, number: int, policy: Policy) -> dict[str, float]:
         """Let the student answer the prompts of step `number`; see `OnlineStage`."""
@@ -133,7 +118,7 @@ class OnPolicyStage(DistillStage):
     def _answered(self, model: Transformer, rows: Sequence[Row], number: int) -> list[Episode]:
         """Return an episode for each prompt; the processes share them."""
         rank, size = world().rank, world().size
-        seeds = [_seed(self.seed, number, place) for place in range(len(rows))]
+        seeds = [answer_seed(self.seed, number, place) for place in range(len(rows))]
         mine = self.roller.roll(model, rows[rank::size], seeds[rank::size])
         found: list[Any] = [None] * len(rows)
         for other, episodes in enumerate(gather(mine)):
@@ -187,11 +172,6 @@ def _told(episodes: Sequence[Episode]) -> dict[str, float]:
         "answer_tokens": sum(episode.num_own for episode in episodes) / count,
         "truncated": sum(episode.truncated for episode in episodes) / count,
     }
-
-
-def _seed(*numbers: int) -> int:
-    digest = hashlib.sha256("/".join(map(str, numbers)).encode()).digest()
-    return int.from_bytes(digest[:7], "little")
 
 
 def read_questions(conversations: Path) -> list[dict[str, Any]]:

@@ -117,12 +117,13 @@ def build_pairs(
     return counts
 
 
-def take_pairs(paths: Sequence[str], out: Path) -> Path:
+def take_pairs(paths: Sequence[str], out: Path, labelled: bool = False) -> Path:
     """Check a person's own pairs, hold some out by a hash of the prompt, and write them to `out`.
 
     Args:
         paths: JSON lines {"prompt": text or messages, "chosen": text, "rejected": text}.
         out: replaced if it is there; left as it is when a pair is damaged.
+        labelled: whether {"prompt", "answer", "label": true or false} are taken as well.
 
     Raises:
         UserError: a file cannot be read, a row is no pair (names file and line), or all pairs
@@ -131,7 +132,7 @@ def take_pairs(paths: Sequence[str], out: Path) -> Path:
     rows = [
         row | {"source": f"{Path(path).name}:{line}"}
         for path in paths
-        for line, row in _numbered_pairs(Path(path))
+        for line, row in _numbered_pairs(Path(path), labelled)
     ]
     keys = sorted({_hash(row["prompt"]) for row in rows})
     if len(keys) < 2:
@@ -146,17 +147,21 @@ def take_pairs(paths: Sequence[str], out: Path) -> Path:
     return out
 
 
-def read_pairs(path: Path) -> list[Row]:
+def read_pairs(path: Path, labelled: bool = False) -> list[Row]:
     """Read pairs and check them; a prompt that is text becomes one user message.
+
+    Args:
+        path: JSON lines.
+        labelled: whether {"prompt", "answer", "label": true or false} are taken as well.
 
     Raises:
         UserError: the file cannot be read, a line is no JSON, a row lacks `prompt`, `chosen` or
             `rejected`, or its prompt is no conversation; names file and line.
     """
-    return [row for _, row in _numbered_pairs(path)]
+    return [row for _, row in _numbered_pairs(path, labelled)]
 
 
-def _numbered_pairs(path: Path) -> list[tuple[int, Row]]:
+def _numbered_pairs(path: Path, labelled: bool = False) -> list[tuple[int, Row]]:
     pairs = []
     try:
         with open_bytes(path) as file:
@@ -171,18 +176,32 @@ def _numbered_pairs(path: Path) -> list[tuple[int, Row]]:
             row = json.loads(line)
         except ValueError as error:
             raise UserError(f"{where}: not JSON ({error})") from error
-        for name in ("prompt", "chosen", "rejected"):
-            if not isinstance(row, dict) or not row.get(name):
-                raise UserError(f"{where}: `{name}` is missing or empty")
-        if isinstance(row["prompt"], str):
-            row["prompt"] = [{"role": "user", "content": row["prompt"]}]
-        for name in ("chosen", "rejected"):
-            try:
-                validate([*row["prompt"], {"role": "assistant", "content": row[name]}])
-            except (UserError, TypeError, AttributeError) as error:
-                raise UserError(f"{where}: `{name}`: {error}") from error
-        pairs.append((number, row))
+        pairs.append((number, _checked(row, where, labelled)))
     return pairs
+
+
+def _checked(row: Any, where: str, labelled: bool) -> Row:
+    """Return a row whose prompt is messages, and that has all it must have."""
+    has_label = isinstance(row, dict) and ("label" in row or "answer" in row)
+    sides = ("answer",) if has_label and labelled else ("chosen", "rejected")
+    for name in ("prompt", *sides):
+        value = row.get(name) if isinstance(row, dict) else None
+        if not value or (isinstance(value, str) and not value.strip()):
+            hint = " (rows of an answer and its label are for --loss kto)" if has_label else ""
+            raise UserError(f"{where}: `{name}` is missing or empty{'' if labelled else hint}")
+    if sides == ("answer",) and not isinstance(row.get("label"), bool):
+        raise UserError(
+            f"{where}: `label` is {json.dumps(row.get('label'))}; it must be true where the answer "
+            "is wanted, and false where it is not"
+        )
+    if isinstance(row["prompt"], str):
+        row["prompt"] = [{"role": "user", "content": row["prompt"]}]
+    for name in sides:
+        try:
+            validate([*row["prompt"], {"role": "assistant", "content": row[name]}])
+        except (UserError, TypeError, AttributeError) as error:
+            raise UserError(f"{where}: `{name}`: {error}") from error
+    return row
 
 
 class _Room:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,13 +27,14 @@ from cygnet.generate.conversation import TooLong
 from cygnet.generate.sampling import Sampling
 from cygnet.messages import Message
 from cygnet.progress import progress, say
+from cygnet.stages.groups import is_held_out
 from cygnet.stages.on_policy import question_of
 from cygnet.stages.rollout import prompt_messages
 
 Row = Mapping[str, Any]
 CACHE = "answers.jsonl"
-HELDOUT_PARTS = 20
-"""Of so many prompts of a person's own, one is held out."""
+HELDOUT_SHARE = 0.05
+"""Of a person's own prompts, held out by a hash; and most held-out ones that are asked."""
 WAIT_S = 0.5
 """Before the first try again; twice as long before each further one."""
 FAILURES_IN_A_ROW = 8
@@ -123,14 +125,11 @@ def read_prompts(paths: Sequence[str]) -> tuple[list[Row], list[Row]]:
                 found.append(_prompt(row))
             except UserError as error:
                 raise UserError(f"{path}, line {line}: {error}") from error
-    unique = {_key(row["prompt"]): row for row in found if not row.get("tools")}
-    held = {key for key in unique if int(key[:8], 16) % HELDOUT_PARTS == 0} or set(
-        sorted(unique)[: len(unique) > 1]
-    )
-    return (
-        [row for key, row in unique.items() if key not in held],
-        [row for key, row in unique.items() if key in held],
-    )
+    unique = {_key(row["prompt"]): row for row in found if not row.get("tools")}.values()
+    both: tuple[list[Row], list[Row]] = ([], [])
+    for row in unique:
+        both[is_held_out(row, HELDOUT_SHARE)].append(row)
+    return both
 
 
 def prompts_of(instructions: Path) -> tuple[list[Row], list[Row]]:
@@ -166,7 +165,7 @@ def ask_teacher(
             stays.
     """
     out.mkdir(parents=True, exist_ok=True)
-    limit = max(config.max_prompts // HELDOUT_PARTS, 1)
+    limit = math.ceil(HELDOUT_SHARE * config.max_prompts)
     chosen = [_first(rows[0], config.max_prompts), _first(rows[1], limit)]
     cache = _Cache(out / CACHE, teacher, config)
     counts = AnswerCounts(num_prompts=sum(map(len, chosen)))
@@ -333,7 +332,7 @@ def _write(
     counts: AnswerCounts,
 ) -> None:
     with folder_atomic(folder) as temporary:
-        for name, rows in ((TRAIN, learnt), (HELDOUT, heldout or learnt[:1])):
+        for name, rows in ((TRAIN, learnt), (HELDOUT, heldout)):
             with JsonlWriter(temporary / name) as writer:
                 for row in rows:
                     writer.write(dict(row))

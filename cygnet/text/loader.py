@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from cygnet.errors import UserError
 from cygnet.text.packing import Int64, cached_plan
-from cygnet.text.shards import ShardReader
+from cygnet.text.shards import Shard, ShardReader
 
 IGNORE = -100
 """A label that asks for no loss."""
@@ -119,14 +120,8 @@ class PackedLoader:
         labels = np.full(shape, IGNORE, np.int64)
         document_ids = np.full(shape, PADDING, np.int32)
         positions = np.zeros(shape, np.int64)
-        places = self._places(first, count)
-        shard_of = self._shard_of(places)
-        for number in np.unique(shard_of).tolist():
-            rows = np.flatnonzero(shard_of == number)
-            shard = self.reader.shards[number]
-            piece = self._pieces(number, places[rows] - self._first_row[number])
+        for shard, piece, at in self._filled(first, count):
             position = _ranges(piece.lengths)
-            at = np.repeat(rows[piece.row] * self.seq_len + piece.column, piece.lengths) + position
             source = np.repeat(piece.starts, piece.lengths) + position
             following = shard.tokens[source + 1].astype(np.int64)
             if shard.labels is not None:
@@ -137,14 +132,32 @@ class PackedLoader:
             positions.flat[at] = position
         return Batch(*map(torch.from_numpy, (tokens, labels, document_ids, positions)))
 
+    def kinds(self, first: int, count: int) -> Tensor:
+        """Return of which kind each position of the rows that `take` gives is: (count, T) int64.
+
+        An index into the reader's `kinds`; 0 where kinds are not told apart; -1 at padding.
+        """
+        kinds = np.full((count, self.seq_len), PADDING, np.int64)
+        for shard, piece, at in self._filled(first, count):
+            of_piece = 0 if shard.kinds is None else shard.kinds[_documents(shard, piece)]
+            kinds.flat[at] = np.repeat(np.broadcast_to(of_piece, len(piece.lengths)), piece.lengths)
+        return torch.from_numpy(kinds)
+
     def describe(self, number: int, row: int) -> str:
         """Name the documents of a row of batch `number`, for a person who has to find them."""
-        place = self._places(number * self.rows_per_batch + row, 1)
-        shard_number = int(self._shard_of(place)[0])
-        shard = self.reader.shards[shard_number]
-        piece = self._pieces(shard_number, place - self._first_row[shard_number])
-        documents = np.searchsorted(shard.offsets, piece.starts.astype(np.uint64), side="right") - 1
-        return f"{shard.path}, documents {', '.join(map(str, documents.tolist()))}"
+        shard, piece, _ = next(self._filled(number * self.rows_per_batch + row, 1))
+        return f"{shard.path}, documents {', '.join(map(str, _documents(shard, piece).tolist()))}"
+
+    def _filled(self, first: int, count: int) -> Iterator[tuple[Shard, _Pieces, Int64]]:
+        """Yield for each shard its pieces in some rows, and which positions their tokens fill."""
+        places = self._places(first, count)
+        shard_of = self._shard_of(places)
+        for number in np.unique(shard_of).tolist():
+            rows = np.flatnonzero(shard_of == number)
+            piece = self._pieces(number, places[rows] - self._first_row[number])
+            begins = rows[piece.row] * self.seq_len + piece.column
+            at = np.repeat(begins, piece.lengths) + _ranges(piece.lengths)
+            yield self.reader.shards[number], piece, at
 
     def _places(self, first: int, count: int) -> Int64:
         """Return where rows of the endless order lie among the rows of all shards."""
@@ -187,6 +200,11 @@ class _Pieces:
     column: Int64
     starts: Int64
     lengths: Int64
+
+
+def _documents(shard: Shard, piece: _Pieces) -> Int64:
+    """Return which document of the shard each piece is of."""
+    return np.searchsorted(shard.offsets, piece.starts.astype(np.uint64), side="right") - 1
 
 
 def permute(ranks: Int64, size: int, seed: int, epoch: int) -> Int64:

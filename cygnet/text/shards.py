@@ -3,7 +3,9 @@
 A shard folder holds, for each shard of up to `SHARD_TOKENS` tokens,
 `shard_00000.tokens` (ids, little-endian uint16, or uint32 where the vocabulary needs it),
 `shard_00000.offsets` (little-endian uint64: where each document begins, and the end) and, where
-only some tokens are learnt, `shard_00000.labels` (a byte a token, 1 = learnt); and `manifest.json`.
+only some tokens are learnt, `shard_00000.labels` (a byte a token, 1 = learnt); where documents are
+of several kinds, `shard_00000.kinds` (a byte a document, an index into the manifest's `kinds`); and
+`manifest.json`.
 """
 
 from __future__ import annotations
@@ -22,9 +24,15 @@ from cygnet.progress import say
 
 FORMAT_VERSION = 1
 SHARD_TOKENS = 2**28
+MAX_KINDS = 256
+OTHER_KINDS = "other"
+"""What all kinds of documents are called that come after the first 255."""
 _MANIFEST = "manifest.json"
 
-Document = tuple[Sequence[int], Sequence[bool] | None]
+Document = (
+    tuple[Sequence[int], Sequence[bool] | None] | tuple[Sequence[int], Sequence[bool] | None, str]
+)
+"""Ids, which of them are learnt, and where shards tell them apart, of which kind it is."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -35,9 +43,18 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 class ShardWriter:
     """Append documents to the shards of a folder. Use inside `folder_atomic`; then `finish`."""
 
-    def __init__(self, folder: Path, vocab_size: int, has_labels: bool, shard_tokens: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        vocab_size: int,
+        has_labels: bool,
+        shard_tokens: int,
+        has_kinds: bool = False,
+    ) -> None:
         self._folder, self._shard_tokens = folder, shard_tokens
-        self._kinds = ["tokens", "labels"] if has_labels else ["tokens"]
+        optional = {"labels": has_labels, "kinds": has_kinds}
+        self._suffixes = ["tokens", *(name for name, wanted in optional.items() if wanted)]
+        self._kinds: dict[str, int] = {}
         self._dtype = token_dtype(vocab_size)
         self._files: dict[str, IO[bytes]] = {}
         self._lengths: list[NDArray[np.int64]] = []
@@ -50,6 +67,7 @@ class ShardWriter:
         tokens: NDArray[Any],
         lengths: NDArray[np.int64],
         labels: NDArray[np.uint8] | None = None,
+        kind: str | None = None,
     ) -> None:
         """Append documents that lie one after another in `tokens`; all go to the same shard.
 
@@ -57,6 +75,7 @@ class ShardWriter:
             tokens: (N,) ids.
             lengths: (D,) tokens of each document; their sum is N.
             labels: (N,) 1 where the token is learnt; wanted if the shards have labels.
+            kind: of all of them; wanted if the shards have kinds.
         """
         if self._num_tokens and self._num_tokens + len(tokens) > self._shard_tokens:
             self._close()
@@ -64,6 +83,8 @@ class ShardWriter:
         self._files["tokens"].write(tokens.astype(self._dtype).tobytes())
         if labels is not None:
             self._files["labels"].write(labels.tobytes())
+        if kind is not None:
+            self._files["kinds"].write(bytes([self._kind_number(kind)]) * len(lengths))
         self._lengths.append(lengths)
         self._num_tokens += len(tokens)
 
@@ -76,27 +97,33 @@ class ShardWriter:
             "tokenizer_hash": tokenizer_hash,
             "num_tokens": sum(shard["num_tokens"] for shard in self._shards),
             "num_documents": sum(shard["num_documents"] for shard in self._shards),
-            "has_labels": "labels" in self._kinds,
+            "has_labels": "labels" in self._suffixes,
+            "kinds": list(self._kinds),
             "source": source,
             "shards": self._shards,
         }
         write_json(self._folder / _MANIFEST, manifest)
         return manifest
 
-    def _name(self, kind: str) -> str:
-        return f"shard_{len(self._shards):05d}.{kind}"
+    def _kind_number(self, kind: str) -> int:
+        if kind not in self._kinds and len(self._kinds) >= MAX_KINDS - 1:
+            kind = OTHER_KINDS
+        return self._kinds.setdefault(kind, len(self._kinds))
+
+    def _name(self, suffix: str) -> str:
+        return f"shard_{len(self._shards):05d}.{suffix}"
 
     def _open(self) -> None:
         self._lengths, self._num_tokens = [], 0
-        for kind in self._kinds:
-            self._files[kind] = open(self._folder / self._name(kind), "wb")  # noqa: SIM115
+        for suffix in self._suffixes:
+            self._files[suffix] = open(self._folder / self._name(suffix), "wb")  # noqa: SIM115
 
     def _close(self) -> None:
         for file in self._files.values():
             file.close()
         lengths = np.concatenate([np.zeros(1, np.int64), *self._lengths])
         np.cumsum(lengths).astype("<u8").tofile(self._folder / self._name("offsets"))
-        names = [self._name(kind) for kind in (*self._kinds, "offsets")]
+        names = [self._name(suffix) for suffix in (*self._suffixes, "offsets")]
         shard = {
             "num_tokens": self._num_tokens,
             "num_documents": len(lengths) - 1,
@@ -136,23 +163,27 @@ def write_shards(
     source: dict[str, Any],
     has_labels: bool = False,
     shard_tokens: int = SHARD_TOKENS,
+    has_kinds: bool = False,
 ) -> dict[str, Any]:
     """Write documents to a shard folder, whole or not at all, and return its manifest.
 
     Args:
         folder: replaced if it is there.
-        documents: ids of each, and with `has_labels` also which of them are learnt.
+        documents: ids of each, with `has_labels` also which of them are learnt, and with
+            `has_kinds` also its kind.
         tokenizer_hash: `Tokenizer.hash` of the tokenizer that made the ids.
         vocab_size: of that tokenizer.
         source: what the documents were made from; kept in the manifest.
         has_labels: keep the masks.
         shard_tokens: a new shard begins when one would hold more tokens than this.
+        has_kinds: keep the kinds.
     """
     with folder_atomic(folder) as temporary:
-        writer = ShardWriter(temporary, vocab_size, has_labels, shard_tokens)
-        for ids, is_label in documents:
+        writer = ShardWriter(temporary, vocab_size, has_labels, shard_tokens, has_kinds)
+        for ids, is_label, *kind in documents:
             labels = np.asarray(is_label, np.uint8) if has_labels else None
-            writer.append(np.asarray(ids, np.int64), np.array([len(ids)], np.int64), labels)
+            length = np.array([len(ids)], np.int64)
+            writer.append(np.asarray(ids, np.int64), length, labels, *kind)
         return writer.finish(tokenizer_hash, source)
 
 
@@ -164,14 +195,19 @@ class Shard:
         tokens: (N,) uint16 or uint32.
         offsets: (D + 1,) uint64.
         labels: (N,) uint8, or None where all tokens are learnt.
+        kinds: (D,) uint8, or None where documents are not told apart.
     """
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], has_labels: bool) -> None:
+    def __init__(
+        self, path: Path, dtype: np.dtype[Any], has_labels: bool, has_kinds: bool = False
+    ) -> None:
         self.path = path
         self.tokens = _map(path.with_suffix(".tokens"), dtype)
         self.offsets = _map(path.with_suffix(".offsets"), np.dtype("<u8"))
         labels = _map(path.with_suffix(".labels"), np.dtype("u1")) if has_labels else None
         self.labels: NDArray[np.uint8] | None = labels
+        kinds = _map(path.with_suffix(".kinds"), np.dtype("u1")) if has_kinds else None
+        self.kinds: NDArray[np.uint8] | None = kinds
 
 
 class ShardReader:
@@ -183,6 +219,7 @@ class ShardReader:
 
     Attributes:
         manifest, shards, num_tokens, num_documents, has_labels: as the manifest has them.
+        kinds: names of the kinds of documents; none where they are not told apart.
 
     Raises:
         UserError: no shards there, another tokenizer's, or a damaged file; names which.
@@ -200,12 +237,13 @@ class ShardReader:
         self.num_tokens: int = self.manifest["num_tokens"]
         self.num_documents: int = self.manifest["num_documents"]
         self.has_labels: bool = self.manifest["has_labels"]
+        self.kinds: list[str] = self.manifest.get("kinds", [])
         for shard in self.manifest["shards"]:
             for name, checksum in shard["sha256"].items():
                 self._check(self.folder / name, checksum)
         dtype = np.dtype(self.manifest["dtype"])
         self.shards = [
-            Shard(self.folder / f"shard_{i:05d}", dtype, self.has_labels)
+            Shard(self.folder / f"shard_{i:05d}", dtype, self.has_labels, bool(self.kinds))
             for i in range(len(self.manifest["shards"]))
         ]
 

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cygnet.errors import UserError
 from cygnet.files import folder_atomic, read_jsonl, sha256_file
-from cygnet.messages import Message, parse_messages, validate, why_no_conversation
+from cygnet.messages import (
+    Message,
+    parse_messages,
+    parse_tools,
+    validate,
+    why_no_conversation,
+)
 from cygnet.progress import say, track
 from cygnet.text.chat import EncodedChat, encode_chat, encode_chats
-from cygnet.text.shards import SHARD_TOKENS, ShardWriter, recorded_source, token_dtype, write_shards
+from cygnet.text.shards import (
+    OTHER_KINDS,
+    SHARD_TOKENS,
+    ShardWriter,
+    recorded_source,
+    token_dtype,
+    write_shards,
+)
 from cygnet.text.tokenizer import CHUNK_TEXTS, Tokenizer, chunks
+
+LossOn = Literal["assistant", "all", "last"]
+"""Which tokens of a conversation are learnt: what the assistant writes, every one behind the first,
+or the assistant's last turn."""
 
 NAMED_ROWS = 20
 """Rows with a problem that a summary names; all are counted."""
+
+
+class NothingToLearnError(UserError):
+    """Not one row of a file can be used."""
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -103,6 +126,10 @@ class ConversationSummary:
     """Skipped: no conversation, or one that `messages.validate` refuses."""
     num_without_label: int = 0
     """Skipped: nothing in it to learn."""
+    num_left_out: int = 0
+    """Rows of a source whose weight is below 1 that this draw passed over."""
+    labels_of: dict[str, int] = field(default_factory=dict)
+    """`num_labels` of each kind of data."""
     problems: list[str] = field(default_factory=list)
     """The first 20 rows that were cut or skipped: the person's file:line where it is known, else
     that of the file read, and why."""
@@ -134,26 +161,33 @@ class ConversationSummary:
 
 
 def tokenize_conversations(
-    conversations: Path, tokenizer: Tokenizer, out: Path, max_seq_len: int
+    conversations: Path,
+    tokenizer: Tokenizer,
+    out: Path,
+    max_seq_len: int,
+    loss_on: LossOn = "assistant",
 ) -> ConversationSummary:
     """Write conversations, each ended by `<|endoftext|>`, to a shard folder with labels.
 
-    Nothing is done where the folder holds just them. The labels are what the assistant writes (see
-    `encode_chat`). Rows are JSON objects that `cygnet.messages.parse_messages` reads, with `tools`
-    beside them where wanted. What was cut or skipped is said, and is also in the manifest, under
-    `source`.
+    Nothing is done where the folder holds just them. Rows are JSON objects that
+    `cygnet.messages.parse_messages` reads, with `tools` beside them where wanted. What was cut or
+    skipped is said, and is also in the manifest, under `source`.
 
     Args:
-        conversations: JSON lines; a row's `source` says where it was read first.
+        conversations: JSON lines. A row's `source` says where it was read first, its `group`, or
+            else `kind`, of what kind its document is, its `weight` how often it is written (1.5:
+            once or twice, by a hash of its messages).
         tokenizer: of the model to be trained.
         out: folder, replaced if it is there.
         max_seq_len: positions in a row; a longer conversation loses its last turns.
+        loss_on: which tokens are labels.
 
     Raises:
-        UserError: not one row can be used.
+        NothingToLearnError: not one row can be used.
     """
-    summary = ConversationSummary()
-    source = _source(conversations) | {"max_seq_len": max_seq_len}
+    encoding = _Encoding(conversations.name, tokenizer, max_seq_len, loss_on)
+    summary = encoding.summary
+    source = _source(conversations) | {"max_seq_len": max_seq_len, "loss_on": loss_on}
     recorded = recorded_source(out, tokenizer.hash, source)
     if recorded is not None:
         return ConversationSummary(**recorded["summary"])
@@ -161,53 +195,108 @@ def tokenize_conversations(
     def encoded() -> Any:
         numbered = enumerate(track(read_jsonl(conversations), "tokens"), start=1)
         for chunk in chunks(numbered, CHUNK_TEXTS):
-            yield from _encode_chunk(chunk, conversations.name, tokenizer, max_seq_len, summary)
+            yield from encoding.documents(chunk)
         if not summary.num_used:
             first = summary.problems[0] if summary.problems else "it is empty"
-            raise UserError(f"{conversations}: no row can be learnt from; {first}")
+            raise NothingToLearnError(f"{conversations}: no row can be learnt from; {first}")
         source["summary"] = asdict(summary)
 
-    write_shards(out, encoded(), tokenizer.hash, tokenizer.vocab_size, source, has_labels=True)
+    write_shards(
+        out, encoded(), tokenizer.hash, tokenizer.vocab_size, source,
+        has_labels=True, has_kinds=True,
+    )  # fmt: skip
     if report := summary.report():
         say(f"{conversations.name}: {report}")
     return summary
 
 
-def _encode_chunk(
-    chunk: Sequence[tuple[int, dict[str, Any]]],
-    name: str,
-    tokenizer: Tokenizer,
-    max_seq_len: int,
-    summary: ConversationSummary,
-) -> list[tuple[list[int], list[bool]]]:
-    usable: list[tuple[_Place, list[Message], Any]] = []
-    for line, row in chunk:
-        summary.num_rows += 1
+class _Encoding:
+    """Rows of one conversation file to documents with labels, and what became of them."""
+
+    def __init__(self, name: str, tokenizer: Tokenizer, max_seq_len: int, loss_on: LossOn) -> None:
+        self._name, self._tokenizer = name, tokenizer
+        self._max_seq_len, self._loss_on = max_seq_len, loss_on
+        self.summary = ConversationSummary()
+
+    def documents(
+        self, chunk: Sequence[tuple[int, dict[str, Any]]]
+    ) -> list[tuple[list[int], list[bool], str]]:
+        """Return ids, labels and kind of what can be learnt of some numbered rows."""
+        usable = [read for line, row in chunk if (read := self._read(line, row)) is not None]
+        chats = encode_chats(
+            self._tokenizer, [row.messages for row in usable], [row.tools for row in usable]
+        )
+        found = []
+        for row, chat in zip(usable, chats, strict=True):
+            fitting = self._fit(row, chat)
+            if fitting is not None and (document := self._labelled(row, fitting)):
+                found += [document] * row.copies
+        return found
+
+    def _read(self, line: int, row: dict[str, Any]) -> _Conversation | None:
+        self.summary.num_rows += 1
         source = row.get("source")
-        where = _Place(source or f"{name}:{line}", bool(source))
+        where = _Place(source or f"{self._name}:{line}", bool(source))
         try:
-            usable.append((where, _conversation(row), row.get("tools") or None))
+            read = _conversation(where, row)
         except UserError as error:
-            summary.num_invalid += 1
-            summary.note(where, str(error))
-    chats = encode_chats(tokenizer, [m for _, m, _ in usable], [t for _, _, t in usable])
-    documents = []
-    for (where, messages, tools), chat in zip(usable, chats, strict=True):
-        fitting = _fit(where, messages, tools, chat, tokenizer, max_seq_len, summary)
-        if fitting is None:
-            continue
-        if not any(fitting.is_label):
+            self.summary.num_invalid += 1
+            self.summary.note(where, str(error))
+            return None
+        self.summary.num_left_out += not read.copies
+        return read if read.copies else None
+
+    def _labelled(
+        self, row: _Conversation, chat: EncodedChat
+    ) -> tuple[list[int], list[bool], str] | None:
+        """Return the document of a conversation, or None if nothing in it is learnt."""
+        is_label = _labels(chat, self._loss_on)
+        summary, num_labels = self.summary, sum(is_label) * row.copies
+        if not num_labels:
             summary.num_without_label += 1
-            summary.note(where, "nothing in it is said by the assistant")
-            continue
-        documents.append(([*fitting.ids, tokenizer.eos_id], [*fitting.is_label, False]))
+            summary.note(row.where, "nothing in it is said by the assistant")
+            return None
         summary.num_used += 1
-        summary.num_tokens += len(fitting.ids) + 1
-        summary.num_labels += sum(fitting.is_label)
-    return documents
+        summary.num_tokens += len(is_label) * row.copies
+        summary.num_labels += num_labels
+        summary.labels_of[row.kind] = summary.labels_of.get(row.kind, 0) + num_labels
+        return [*chat.ids, self._tokenizer.eos_id], is_label, row.kind
+
+    def _fit(self, row: _Conversation, chat: EncodedChat) -> EncodedChat | None:
+        """Return the longest beginning that ends with an answer and fits, or None.
+
+        The ids and `<|endoftext|>` after them fill as many positions as there are ids.
+        """
+        messages, num_tokens, kept = row.messages, len(chat.ids), len(row.messages)
+        while len(chat.ids) > self._max_seq_len:
+            kept -= 1
+            while kept and messages[kept - 1]["role"] != "assistant":
+                kept -= 1
+            if not kept:
+                self.summary.num_too_long += 1
+                why = f"{num_tokens} tokens, but the context holds {self._max_seq_len}"
+                self.summary.note(row.where, why)
+                return None
+            chat = encode_chat(self._tokenizer, messages[:kept], row.tools)
+        if kept < len(messages):
+            self.summary.num_cut += 1
+            self.summary.note(row.where, f"{num_tokens} tokens: cut to the first {kept} messages")
+        return chat
 
 
-def _conversation(row: Mapping[str, Any]) -> list[Message]:
+@dataclass(frozen=True, slots=True)
+class _Conversation:
+    """A row that the chat template can render."""
+
+    where: _Place
+    messages: list[Message]
+    tools: list[Any] | None
+    kind: str
+    copies: int
+    """How often it is written."""
+
+
+def _conversation(where: _Place, row: Mapping[str, Any]) -> _Conversation:
     messages = parse_messages(row)
     if messages is None:
         why = (
@@ -216,36 +305,30 @@ def _conversation(row: Mapping[str, Any]) -> list[Message]:
         )
         raise UserError(why)
     validate(messages)
-    return messages
+    kind = str(row.get("group") or row.get("kind") or OTHER_KINDS)
+    return _Conversation(where, messages, parse_tools(row), kind, _copies(row, messages))
 
 
-def _fit(
-    where: _Place,
-    messages: list[Message],
-    tools: Any,
-    chat: EncodedChat,
-    tokenizer: Tokenizer,
-    max_seq_len: int,
-    summary: ConversationSummary,
-) -> EncodedChat | None:
-    """Return the longest beginning that ends with an answer and fits, or None.
+def _copies(row: Mapping[str, Any], messages: list[Message]) -> int:
+    """Return the row's weight as a whole number: of 2.3, 3 in three of ten rows, else 2."""
+    whole, rest = divmod(float(row.get("weight", 1)), 1)
+    digest = hashlib.sha256(json.dumps(messages, default=str).encode()).digest()
+    return int(whole) + (int.from_bytes(digest[:8], "big") / 2**64 < rest)
 
-    The ids and `<|endoftext|>` after them fill as many positions as there are ids.
+
+def _labels(chat: EncodedChat, loss_on: LossOn) -> list[bool]:
+    """Return which tokens of a conversation, and of `<|endoftext|>` behind it, are learnt.
+
+    The first token is behind none, so it is never learnt.
     """
-    num_tokens, kept = len(chat.ids), len(messages)
-    while len(chat.ids) > max_seq_len:
-        kept -= 1
-        while kept and messages[kept - 1]["role"] != "assistant":
-            kept -= 1
-        if not kept:
-            summary.num_too_long += 1
-            summary.note(where, f"{num_tokens} tokens, but the context holds {max_seq_len}")
-            return None
-        chat = encode_chat(tokenizer, messages[:kept], tools)
-    if kept < len(messages):
-        summary.num_cut += 1
-        summary.note(where, f"{num_tokens} tokens: cut to the first {kept} messages")
-    return chat
+    if loss_on == "all":
+        return [False] + [True] * len(chat.ids)
+    is_label = [*chat.is_label, False]
+    if loss_on == "last" and any(is_label):
+        end = len(is_label) - is_label[::-1].index(True)
+        start = end - [*is_label[end - 1 :: -1], False].index(False)
+        is_label[:start] = [False] * start
+    return is_label
 
 
 def _source(path: Path) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from cygnet.train.parallel.group import (
 from cygnet.train.planner import estimate_seconds, plan
 from cygnet.train.run_folder import changes, claim_run_folder, write_config
 from cygnet.train.schedule import rate_scale
-from cygnet.train.stage import OnlineStage, Stage
+from cygnet.train.stage import OnlineStage, Stage, WatchedStage
 from cygnet.train.trackers import Tracker, make_trackers
 
 COMPILE_REPAYS_S = 60.0
@@ -396,6 +396,8 @@ class Engine:
     def _log(self, values: dict[str, float]) -> None:
         for tracker in self.trackers:
             tracker.log({"step": self.step, "tokens": self.tokens, **values}, self.step)
+        if self.world.rank == 0 and isinstance(self.stage, WatchedStage):
+            self.stage.watch(self.step, values)
 
     def _log_samples(self) -> None:
         rows = self._samples()

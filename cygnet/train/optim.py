@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cygnet.config import TrainConfig
+from cygnet.model.lora import is_adapter
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -150,12 +151,13 @@ def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def parameter_kind(name: str, num_dims: int) -> str:
-    """Return `matrix` (of a block), `embedding` (input or output, score too) or `vector`."""
+    """Return `matrix` (of a block), `embedding` (input or output, score too), `adapter` (LoRA's
+    matrices) or `vector`."""
     if num_dims != 2:
         return "vector"
     if any(part in name for part in ("embed_tokens", "lm_head", "score")):
         return "embedding"
-    return "matrix"
+    return "adapter" if is_adapter(name) else "matrix"
 
 
 def build_optimizer(
@@ -166,13 +168,14 @@ def build_optimizer(
 ) -> MuonAdamW:
     """Sort the trained parameters into groups: block matrices, embeddings and output, vectors.
 
-    Weight decay falls on the block matrices alone. Each group's `peak_lr` is what the schedule
-    scales.
+    Weight decay falls on the block matrices alone. Adapters are AdamW's, with the vectors: see
+    docs/post-training/lora.md for what Muon makes of them. Each group's `peak_lr` is what the
+    schedule scales.
     """
     matrices: list[Tensor] = []
     embeddings: list[Tensor] = []
     vectors: list[Tensor] = []
-    of_kind = {"matrix": matrices, "embedding": embeddings, "vector": vectors}
+    of_kind = {"matrix": matrices, "embedding": embeddings, "vector": vectors, "adapter": vectors}
     for name, parameter in trainable(model):
         of_kind[parameter_kind(name, parameter.ndim)].append(parameter)
     matrix_kind = "adamw" if config.optimizer == "adamw" else "muon"

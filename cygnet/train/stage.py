@@ -98,3 +98,12 @@ class OnlineStage(Stage, Protocol):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take what `state` gave, or nothing where the run begins."""
         ...
+
+
+@runtime_checkable
+class WatchedStage(Protocol):
+    """A stage that looks at its own metrics, to say what has left its healthy range."""
+
+    def watch(self, step: int, metrics: dict[str, float]) -> None:
+        """See a line that is logged; called on rank 0 alone."""
+        ...

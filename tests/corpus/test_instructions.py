@@ -225,7 +225,9 @@ def test_an_own_conversation_passes_through_as_it_is(tmp_path: Path) -> None:
     out = build_instructions(
         write_data(tmp_path / "data", [chat], [chat]), tmp_path / "out", InstructionConfig()
     )
-    expected = {"messages": messages, "kind": "chat", "subject": "", "source": chat.source}
+    expected = {
+        "messages": messages, "kind": "chat", "group": "own", "subject": "", "source": chat.source,
+    }  # fmt: skip
     train, heldout = load(out)
     assert expected in train
     assert heldout[0] == expected

@@ -86,7 +86,7 @@ def running(
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
 
     async def main() -> None:
-        offered = load(find_places(config.models, config.stages), config)
+        offered = load(find_places(config.models, config.stages, config.adapter), config)
         service = Service(offered, config, *([page] if page else []))
         server = make_server(service, config.stall_s)
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"

@@ -136,7 +136,11 @@ def test_a_teacher_of_other_tokens_is_refused_with_the_way_out(
 ) -> None:
     for size, how in ((300, "320 entries against 300"), (320, "not the same ones")):
         other = train_tokenizer(
-            [f"{number} zebras and {number * 37} quite other words" for number in range(99)], size
+            [
+                f"{number} zebras {number * 37} quite other words, my friends"
+                for number in range(999)
+            ],
+            size,
         )
         sizes = dataclasses.replace(SMALL, vocab_size=other.vocab_size)
         student = save_folder(random_model(sizes), other, tmp_path / f"student {size}")

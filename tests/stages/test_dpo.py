@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 
 from cygnet.config import TrainConfig
 from cygnet.errors import UserError
-from cygnet.stages.dpo import (
-    DpoConfig,
-    DpoStage,
+from cygnet.stages.answer_rows import (
     PairRows,
     answer_log_probs,
-    dpo_loss,
     encode_pair,
     reference_log_probs,
     with_reference,
 )
+from cygnet.stages.dpo import DpoConfig, DpoStage
+from cygnet.stages.preference_losses import dpo_loss
 from cygnet.text.tokenizer import Tokenizer
 from tests.models import SMALL, random_model
 
@@ -107,7 +106,7 @@ def test_packed_pairs_are_each_pair_alone(count: int, seed: int) -> None:
     tokenizer = train_tokenizer([" ".join(WORDS)] * 3, 290)
     model, rows = random_model(), pairs(count, seed)
     packed = PairRows(rows, tokenizer, 128)
-    assert packed.num_pairs == count
+    assert packed.num_kept == count
     together, counts = answer_log_probs(model, packed.rows)
     alone = [answer_log_probs(model, PairRows([row], tokenizer, 128).rows) for row in rows]
     found = sorted(tuple(round(float(x), 2) for x in two) for two in together.view(-1, 2))
@@ -154,7 +153,7 @@ def test_the_reference_is_computed_once(tokenizer: Tokenizer, tmp_path: Path) ->
 def test_a_pair_longer_than_a_row_is_skipped_and_counted(tokenizer: Tokenizer) -> None:
     long = {**pairs(1)[0], "chosen": "soup " * 200}
     packed = PairRows([*pairs(3), long], tokenizer, 128)
-    assert (packed.num_pairs, packed.skipped) == (3, [3])
+    assert (packed.num_kept, packed.skipped) == (3, [3])
 
 
 @pytest.mark.parametrize("wrong", [{"beta": 0.0}, {"label_smoothing": 0.5}, {"sft_weight": -1.0}])

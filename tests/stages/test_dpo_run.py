@@ -18,17 +18,15 @@ from cygnet.export.huggingface import load_folder, save_folder
 from cygnet.files import JsonlWriter
 from cygnet.model import loss as loss_module
 from cygnet.model.transformer import Transformer
-from cygnet.stages.dpo import (
-    DpoConfig,
-    DpoStage,
-    PairBatch,
+from cygnet.stages.answer_rows import (
+    AnswerBatch,
     PairRows,
     answer_log_probs,
-    dpo,
     encode_pair,
     reference_log_probs,
     with_reference,
 )
+from cygnet.stages.dpo import DpoConfig, DpoStage, dpo
 from cygnet.text.tokenizer import Tokenizer
 from tests.models import random_model
 
@@ -123,7 +121,7 @@ def test_a_batch_keeps_its_reference_through_slices_and_moves(
 ) -> None:
     model = random_model()
     part = make_stage(model, tokenizer, pairs).batch(0).rows(1, 3).to("cpu")
-    assert isinstance(part, PairBatch)
+    assert isinstance(part, AnswerBatch)
     sums, _ = answer_log_probs(model, part)
     torch.testing.assert_close(part.reference[~part.reference.isnan()], sums.detach())
 

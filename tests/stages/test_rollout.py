@@ -9,7 +9,7 @@ import torch
 
 from cygnet.errors import UserError
 from cygnet.model.transformer import Transformer
-from cygnet.stages.episode_rows import EpisodeRows, score_rows
+from cygnet.stages.episode_rows import EpisodeRows, label_scores, score_rows
 from cygnet.stages.rollout import Episode, Roller, RolloutConfig
 from cygnet.text.loader import IGNORE
 from cygnet.text.tokenizer import Tokenizer, train_tokenizer
@@ -61,11 +61,14 @@ def test_log_probabilities_are_those_of_the_whole_episode_read_at_once(
     episodes = rolled(model, words, temperature=temperature)
     assert {episode.truncated for episode in episodes} == {True, False}
     packed = EpisodeRows(episodes, ROW_LENGTH)
-    log_probs, entropy = score_rows(model, packed.rows, words.vocab_size, temperature)
+    log_probs = score_rows(model, packed.rows, words.vocab_size, temperature)
     torch.testing.assert_close(
         log_probs, packed.lay([episode.log_probs for episode in episodes]), rtol=0, atol=1e-4
     )
-    assert float(entropy[packed.rows.labels != IGNORE].min()) > 0
+    labelled, entropy = label_scores(model, packed.rows, words.vocab_size, temperature)
+    torch.testing.assert_close(packed.at_labels(labelled.detach()), log_probs)
+    # What was drawn is on the average as surprising as its distributions say.
+    assert float(entropy.mean()) == pytest.approx(-float(labelled.mean()), abs=0.1)
 
 
 def test_the_token_that_ends_an_answer_is_the_models_own(
@@ -94,7 +97,7 @@ def test_what_a_world_says_is_appended_and_nothing_drawn_is_encoded_again(
     assert {episode.num_turns for episode in episodes} == {1, 2, 3}
     packed = EpisodeRows(episodes, ROW_LENGTH)
     torch.testing.assert_close(
-        score_rows(model, packed.rows, words.vocab_size)[0],
+        score_rows(model, packed.rows, words.vocab_size),
         packed.lay([episode.log_probs for episode in episodes]), rtol=0, atol=1e-4,
     )  # fmt: skip
     for episode in episodes:

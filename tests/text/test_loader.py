@@ -86,6 +86,25 @@ def test_only_marked_tokens_are_labels(tmp_path):
     assert (batch.labels[real & learnt] == batch.tokens[real & learnt] + 1).all()
 
 
+def test_each_position_is_of_its_documents_kind(tmp_path):
+    edges = np.cumsum([0, *np.random.default_rng(2).integers(1, 12, size=50)]).tolist()
+    documents = [
+        (list(range(start, end)), [True] * (end - start), f"kind {start % 3}")
+        for start, end in pairwise(edges)
+    ]
+    options = {"has_labels": True, "has_kinds": True, "shard_tokens": 90}
+    write_shards(tmp_path / "s", documents, "a", 70_000, {}, **options)
+    reader = ShardReader(tmp_path / "s")
+    loader = PackedLoader(reader, 3, 12, seed=1)
+    begins = np.array(edges[:-1])
+    for first in range(0, 2 * loader.num_rows, 5):
+        batch, kinds = loader.take(first, 5), loader.kinds(first, 5)
+        assert torch.equal(kinds >= 0, batch.document_ids >= 0)
+        for token, kind in zip(batch.tokens[kinds >= 0], kinds[kinds >= 0], strict=True):
+            begin = begins[np.searchsorted(begins, int(token), side="right") - 1]
+            assert reader.kinds[int(kind)] == f"kind {begin % 3}"
+
+
 def test_a_batch_depends_on_its_number_alone(loader, tmp_path):
     forwards = [loader.batch(n) for n in range(40)]
     resumed = PackedLoader(ShardReader(tmp_path / "s"), loader.rows_per_batch, SEQ_LEN, 0)

@@ -45,8 +45,18 @@ def test_what_is_written_is_read(tmp_path_factory, documents, vocab_size, has_la
         assert labels is None or labels.astype(bool).tolist() == is_label
 
 
+def test_kinds_beyond_the_first_255_are_one(tmp_path):
+    documents = [([1, 2], [True, True], f"kind {i % 300}") for i in range(600)]
+    write(tmp_path / "s", documents, has_labels=True, has_kinds=True, shard_tokens=100)
+    reader = ShardReader(tmp_path / "s")
+    found = [reader.kinds[number] for shard in reader.shards for number in shard.kinds]
+    assert found == [f"kind {i % 300}" if i % 300 < 255 else "other" for i in range(600)]
+
+
 def test_the_bytes_are_as_documented(tmp_path):
-    write(tmp_path / "s", has_labels=True)
+    documents = [(*document, kind) for document, kind in zip(DOCUMENTS, "aba", strict=True)]
+    write(tmp_path / "s", documents, has_labels=True, has_kinds=True)
+    assert (tmp_path / "s" / "shard_00000.kinds").read_bytes() == b"\0\1\0"
     tokens = (tmp_path / "s" / "shard_00000.tokens").read_bytes()
     assert tokens == b"\1\0\2\0\3\0\4\0\5\0\6\0"
     offsets = np.fromfile(tmp_path / "s" / "shard_00000.offsets", "<u8")

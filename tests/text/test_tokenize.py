@@ -1,4 +1,5 @@
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -7,9 +8,17 @@ from hypothesis import strategies as st
 
 from cygnet.errors import UserError
 from cygnet.files import JsonlWriter
-from cygnet.text.loader import PackedLoader
+from cygnet.messages import parse_messages, validate
+from cygnet.text.chat import encode_chat
+from cygnet.text.loader import IGNORE, PackedLoader
 from cygnet.text.shards import ShardReader
-from cygnet.text.tokenize import tokenize_conversations, tokenize_documents
+from cygnet.text.tokenize import (
+    LossOn,
+    NothingToLearnError,
+    tokenize_conversations,
+    tokenize_documents,
+)
+from tests.conversations import HOSTILE, conversations, said, tool_lists
 from tests.shards import stored_documents
 
 USER = {"role": "user", "content": "Who stirs the soup?"}
@@ -24,9 +33,10 @@ def write(path, rows):
     return path
 
 
-def tokenized(tmp_path, rows, tokenizer, max_seq_len=512):
+def tokenized(tmp_path, rows, tokenizer, max_seq_len=512, loss_on="assistant"):
+    tmp_path.mkdir(exist_ok=True)
     path = write(tmp_path / "rows.jsonl.zst", rows)
-    summary = tokenize_conversations(path, tokenizer, tmp_path / "s", max_seq_len)
+    summary = tokenize_conversations(path, tokenizer, tmp_path / "s", max_seq_len, loss_on)
     return ShardReader(tmp_path / "s", tokenizer.hash), summary
 
 
@@ -72,6 +82,87 @@ def test_conversations_learn_what_the_assistant_says(tmp_path, tokenizer):
     assert summary.num_tokens == reader.num_tokens
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     assert manifest["source"]["summary"]["num_used"] == 2
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(conversations(HOSTILE), tool_lists(HOSTILE)), min_size=1, max_size=4),
+    st.sampled_from(get_args(LossOn)),
+    st.integers(10, 400),
+)
+def test_labels_in_a_batch_decode_to_whole_answers(
+    tmp_path_factory, tokenizer, rows, loss_on, max_seq_len
+):
+    """Through shards and packing, with tools, calls and reasoning, whole or cut at a turn."""
+    folder = tmp_path_factory.mktemp("c")
+    path = write(folder / "c.jsonl", [{"messages": m, "tools": tools} for m, tools in rows])
+    expected = []
+    for given_messages, tools in rows:
+        messages = parse_messages({"messages": given_messages})
+        if is_valid(messages) and (kept := fitting(tokenizer, messages, tools, max_seq_len)):
+            ids = encode_chat(tokenizer, kept, tools).ids
+            turns = said(kept)
+            everything = tokenizer.decode([*ids[1:], tokenizer.eos_id])
+            learnt = {"assistant": "".join(turns), "last": turns[-1], "all": everything}
+            expected.append((ids, learnt[loss_on]))
+    if not expected:
+        with pytest.raises(NothingToLearnError):
+            tokenize_conversations(path, tokenizer, folder / "s", max_seq_len, loss_on)
+        return
+    summary = tokenize_conversations(path, tokenizer, folder / "s", max_seq_len, loss_on)
+    loader = PackedLoader(ShardReader(folder / "s", tokenizer.hash), 1, max_seq_len, seed=0)
+    batch = loader.take(0, loader.num_rows)
+    found = []
+    for row in range(loader.num_rows):
+        for number in range(int(batch.document_ids[row].max()) + 1):
+            inside = batch.document_ids[row] == number
+            labels = batch.labels[row][inside]
+            text = tokenizer.decode(labels[labels != IGNORE].tolist())
+            found.append((batch.tokens[row][inside].tolist(), text))
+    assert sorted(found) == sorted(expected)
+    assert summary.num_labels == batch.num_labels
+    assert summary.num_used == len(expected)
+
+
+def is_valid(messages):
+    try:
+        validate(messages)
+    except UserError:
+        return False
+    return True
+
+
+def fitting(tokenizer, messages, tools, max_seq_len):
+    """Return the whole conversation, or the longest part up to an answer that fits, or None."""
+    ends = [i + 1 for i, message in enumerate(messages) if message["role"] == "assistant"]
+    for end in sorted({*ends, len(messages)}, reverse=True):
+        if len(encode_chat(tokenizer, messages[:end], tools).ids) <= max_seq_len:
+            return messages[:end]
+    return None
+
+
+def test_a_weight_says_how_often_a_row_is_seen(tmp_path, tokenizer):
+    def asked(number):
+        return {"messages": [{"role": "user", "content": f"Soup {number}?"}, ANSWER]}
+
+    rows = [asked(n) | {"weight": w, "kind": str(w)} for w in (0.25, 2, 1.5) for n in range(400)]
+    reader, summary = tokenized(tmp_path, rows, tokenizer)
+    names = [reader.kinds[number] for shard in reader.shards for number in shard.kinds]
+    assert names.count("2") == 800
+    assert names.count("0.25") == pytest.approx(100, abs=30)
+    assert names.count("1.5") == pytest.approx(600, abs=30)
+    assert summary.num_rows == 1200 and summary.num_used == 1200 - summary.num_left_out
+    assert summary.num_left_out == 400 - names.count("0.25")
+    assert summary.num_labels == sum(summary.labels_of.values())
+    assert summary.labels_of["2"] / summary.num_labels == pytest.approx(
+        names.count("2") / len(names)
+    )
+    again, _ = tokenized(tmp_path / "again", list(reversed(rows)), tokenizer)
+
+    def drawn(reader):
+        return sorted(tokenizer.decode(ids.tolist()) for ids, _ in stored_documents(reader))
+
+    assert drawn(again) == drawn(reader)  # what is drawn does not hang on the order
 
 
 def test_rows_that_cannot_be_learnt_from_are_counted_and_named(tmp_path, tokenizer, capsys):
@@ -138,15 +229,17 @@ def test_the_longest_row_that_fits_is_not_cut(tmp_path, tokenizer):
 
 
 def test_shards_that_are_made_again_say_why(tmp_path, tokenizer, capsys):
-    def said_of(rows, max_seq_len=512):
+    def said_of(rows, max_seq_len=512, loss_on="assistant"):
         capsys.readouterr()
-        tokenized(tmp_path, rows, tokenizer, max_seq_len)
+        tokenized(tmp_path, rows, tokenizer, max_seq_len, loss_on)
         return " ".join(capsys.readouterr().err.split())
 
     rows = [{"messages": [USER, ANSWER]}]
     assert said_of(rows) == ""
     assert said_of(rows) == ""
-    assert "tokens made again, for max_seq_len changed" in said_of(rows, 500)
+    assert "tokens made again, for loss_on changed" in said_of(rows, loss_on="last")
+    assert said_of(rows, loss_on="last") == ""
+    assert "made again, for max_seq_len and loss_on changed" in said_of(rows, 500)
     assert "tokens made again, for its text changed" in said_of(rows * 2, 500)
     file = tmp_path / "s" / "shard_00000.labels"
     file.write_bytes(b"x" + file.read_bytes()[1:])

@@ -15,8 +15,7 @@ from cygnet.text.tokenizer import (
     make_tokenizer,
     train_tokenizer,
 )
-
-from .conftest import TEXTS
+from tests.conversations import TEXTS
 
 any_text = st.lists(st.one_of(st.text(), st.sampled_from([*SPECIAL_TOKENS, *TEXTS]))).map("".join)
 quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -29,9 +29,14 @@ def builtin_documents() -> Iterator[Document]:
     """Yield every built-in row as a document; `fields` holds the row itself."""
     for path in builtin_files():
         domain = path.name.removesuffix(".jsonl.gz")
-        for number, row in enumerate(read_jsonl(path), start=1):
+        for number, row in enumerate(builtin_rows(domain), start=1):
             text = _RENDER[domain](row)
             yield Document(document_id(text), text, domain, f"builtin/{domain}:{number}", row)
+
+
+def builtin_rows(domain: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one data file: `recipes_en`, `encyclopedia_en`, `tang_poems_zh`."""
+    return read_jsonl(_FOLDER / f"{domain}.jsonl.gz")
 
 
 def render_recipe(row: dict[str, Any]) -> str:

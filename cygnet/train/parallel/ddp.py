@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -40,7 +41,8 @@ class Ddp(Single):
             # in a message decides in which order three or more processes sum it. So a first pass
             # goes to waste, or a resumed run would not be an uninterrupted one bit for bit.
             first = rows.rows(0, self.config.micro_batch or 1).to(self.hardware.device)
-            self._forward_backward(stage, first, weight, is_last=True)
+            with torch.random.fork_rng():  # of dropout
+                self._forward_backward(stage, first, weight, is_last=True)
             self.optimizer.zero_grad(set_to_none=True)
             self.has_settled = True
         return super().accumulate(stage, rows, weight)

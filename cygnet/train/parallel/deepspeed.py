@@ -130,12 +130,16 @@ class DeepSpeed(Single):
 
     def whole(self) -> Transformer:
         """Return the model with the full-precision weights of all processes."""
+        from deepspeed import zero
         from deepspeed.utils import safe_get_full_fp32_param
 
-        weights = {
-            name: self._whole(parameter, safe_get_full_fp32_param).detach()
-            for name, parameter in self.model.named_parameters()
-        }
+        weights = self.model.state_dict()  # its buffers too
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                weights[name] = self._whole(parameter, safe_get_full_fp32_param).detach()
+            else:
+                with zero.GatheredParameters([parameter], enabled=self.stage == 3):
+                    weights[name] = parameter.detach().to(torch.float32, copy=self.stage == 3)
         return self._built(weights)
 
     def pieces(self) -> Iterator[Piece]:

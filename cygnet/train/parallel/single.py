@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cygnet.config import TrainConfig
+from cygnet.model.lora import lora_of, merged, plain_weights
 from cygnet.model.transformer import Transformer
 from cygnet.text.loader import Batch
 from cygnet.train.checkpoint import Piece, Read
@@ -180,12 +181,14 @@ class Single:
         """Return the model as it is now, whole in this process; all processes must call it alike.
 
         Its weights are float32, shared with those that are trained where this process has them
-        whole.
+        whole. An adapter is merged.
         """
-        return self.model
+        return merged(self.model)
 
     def _built(self, weights: dict[str, Tensor]) -> Transformer:
-        """Return a model of the same kind around whole weights."""
+        """Return a model of the same kind around whole weights, those of an adapter merged."""
+        if config := lora_of(self.model):
+            weights = plain_weights(weights, config)
         return (
             type(self.model)
             .from_weights(self.model.config, weights, self.model.compute_dtype)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
@@ -21,6 +21,8 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from cygnet.errors import UserError
+from cygnet.model.lora import LORA_A, lora_of
 from cygnet.model.transformer import Transformer
 from cygnet.text.loader import Batch
 from cygnet.train.optim import build_optimizer
@@ -28,6 +30,36 @@ from cygnet.train.parallel.cutting import gathered, groups, sum_gradients, summe
 from cygnet.train.parallel.muon import exchanged
 from cygnet.train.parallel.single import Single
 from cygnet.train.stage import Stage
+
+
+class _ByOutput(ColwiseParallel):
+    """Cuts a matrix by output; of its adapter B too, and A is whole everywhere."""
+
+    def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
+        for part, parameter in list(module.named_parameters(recurse=False)):
+            placement = Replicate() if part == LORA_A else Shard(0)
+            _cut(module, part, parameter, device_mesh, placement)
+
+
+class _ByInput(RowwiseParallel):
+    """Cuts a matrix by input; of its adapter A too, and all else is whole everywhere."""
+
+    def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
+        for part, parameter in list(module.named_parameters(recurse=False)):
+            placement = Shard(1) if part in ("weight", LORA_A) else Replicate()
+            _cut(module, part, parameter, device_mesh, placement)
+
+
+def _cut(
+    module: nn.Module, name: str, parameter: nn.Parameter, mesh: DeviceMesh, placement: Any
+) -> None:
+    cut = distribute_tensor(parameter, mesh, [placement])
+    module.register_parameter(name, nn.Parameter(cut, requires_grad=parameter.requires_grad))
+
+
+def _is_partial(gradient: Tensor | None) -> bool:
+    """Say whether a gradient is this process's part of a sum."""
+    return isinstance(gradient, DTensor) and gradient.placements[0].is_partial()
 
 
 class TensorParallel(Single):
@@ -40,7 +72,13 @@ class TensorParallel(Single):
             self.tensor_group, self.hardware.device.type, lines[self.world.rank // each]
         )
         self.data_rank, self.data_size = self.world.rank // each, self.world.size // each
-        by_output, by_input = ColwiseParallel(), RowwiseParallel()
+        lora = lora_of(self.model)
+        if lora and lora.quantize != "none":
+            raise UserError(
+                f"--quantize {lora.quantize} and --parallel tensor: matrices in 4 bits are not "
+                "cut; give --parallel ddp or fsdp"
+            )
+        by_output, by_input = _ByOutput(), _ByInput()
         # Marked once for all matrices that read it: their gradients are then summed in one go.
         of_attention, of_mlp = (Replicate(), None, None, None), (Replicate(),)
         cut = {
@@ -65,7 +103,8 @@ class TensorParallel(Single):
         named = list(self.model.named_parameters())
         # Each process has seen its own heads alone.
         of_heads = [p for name, p in named if "q_norm" in name or "k_norm" in name]
-        sum_gradients(of_heads, self.tensor_group)
+        of_parts = [p for _, p in named if _is_partial(p.grad)]
+        sum_gradients([*of_heads, *of_parts], self.tensor_group)
         sum_gradients([p for _, p in named], self.data_group)
         return sums
 
@@ -81,7 +120,7 @@ class TensorParallel(Single):
         return summed(sums, self.data_group)
 
     def _is_cut(self, parameter: Tensor) -> bool:
-        return isinstance(parameter, DTensor)
+        return isinstance(parameter, DTensor) and parameter.placements[0].is_shard()
 
     def _sum_of_parts(self, value: Tensor) -> Tensor:
         dist.all_reduce(value, group=self.tensor_group)
@@ -90,7 +129,7 @@ class TensorParallel(Single):
     def _writes(self, number: int, parameter: Tensor) -> bool:
         if self.data_rank:
             return False
-        if isinstance(parameter, DTensor):
+        if self._is_cut(parameter):
             return True
         size = dist.get_world_size(self.tensor_group)
         return number % size == dist.get_rank(self.tensor_group)

@@ -26,20 +26,25 @@ CONFIG = {
     "dtype": "fp32", "device": "cpu", "compile": "off", "log_every": 1, "eval_every": 3,
     "checkpoint_every": 2, "timeout_s": 60.0,
 }  # fmt: skip
+KINDS = ("poem", "recipe")
 Train = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
 def labelled(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> ShardReader:
-    """Documents of which some tokens are learnt: another number in each row."""
+    """Documents of two kinds of which some tokens are learnt: another number in each row."""
     chooser = random.Random(3)
     documents = []
     for _ in range(60):
         ids = [chooser.randrange(tokenizer.vocab_size) for _ in range(chooser.randint(4, 30))]
         first = chooser.randrange(len(ids) - 1)
-        documents.append((ids, [first <= at for at in range(len(ids))]))
+        kind = chooser.choice(KINDS)
+        documents.append((ids, [first <= at for at in range(len(ids))], kind))
     folder = tmp_path_factory.mktemp("labelled") / "train"
-    write_shards(folder, documents, tokenizer.hash, tokenizer.vocab_size, {}, has_labels=True)
+    write_shards(
+        folder, documents, tokenizer.hash, tokenizer.vocab_size, {},
+        has_labels=True, has_kinds=True,
+    )  # fmt: skip
     tokenizer.save(folder.with_name("tokenizer"))
     return ShardReader(folder, tokenizer.hash)
 

@@ -4,17 +4,24 @@ A stage is made alike in every process, from what is in the request alone.
 """
 
 import dataclasses
+import random
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from cygnet.config import TrainConfig
 from cygnet.generate.runner import laid_out
+from cygnet.model.lora import LoraConfig, add_lora
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
+from cygnet.stages.answer_rows import AnswerBatch, answer_log_probs, lay_out, with_reference
 from cygnet.stages.distill import DistillConfig, DistillStage
+from cygnet.stages.dpo import DpoConfig, DpoStage, KtoStage
+from cygnet.stages.grpo import GrpoConfig, GrpoStage
+from cygnet.stages.kto import labelled_batch
 from cygnet.stages.next_token import NextTokenStage
 from cygnet.stages.on_policy import OnPolicyStage
 from cygnet.text.loader import IGNORE, Batch
@@ -25,6 +32,7 @@ from cygnet.train.stage import Policy
 from tests.models import random_model
 
 Made = tuple[Transformer, Any]
+Maker = Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]
 
 
 class EchoStage(NextTokenStage):
@@ -64,6 +72,14 @@ class EchoStage(NextTokenStage):
             self.collected = Batch(**state)
 
 
+class LoraStage(EchoStage):
+    """As its parent, which asks the merged model."""
+
+    def judge(self, policy: Policy) -> dict[str, float]:
+        merged = policy().state_dict()
+        return {"heldout_size": sum(float((t.float() ** 3).sum()) for t in merged.values())}
+
+
 class ScoredStage(NextTokenStage):
     """Learns the next token, and to give each token its position as its score."""
 
@@ -74,9 +90,7 @@ class ScoredStage(NextTokenStage):
         return loss + error, {"score_error": error.detach()}
 
 
-def _plain(
-    kind: type[NextTokenStage],
-) -> Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]:
+def _plain(kind: type[NextTokenStage]) -> Maker:
     def make(
         model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
     ) -> Made:
@@ -119,9 +133,97 @@ def _on_policy(
     return model, stage
 
 
-MAKERS: dict[str, Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]] = {
+@dataclass(frozen=True)
+class Worth:
+    total: float
+    parts: dict[str, float]
+    failure: str | None = None
+
+
+class ByLength:
+    """Likes answers by the remainder of their length; cannot judge those of one remainder."""
+
+    num_failures, first_failure = 0, None
+
+    def judge(self, answer: str, row: Any, messages: Any = None) -> Worth:
+        value = len(answer) % 7 / 7
+        return Worth(value, {"length": value}, "six" if len(answer) % 7 == 6 else None)
+
+
+def _grpo(
+    model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+) -> Made:
+    method = GrpoConfig(
+        loss="dapo", prompts_per_step=3, group_size=3, updates_per_rollout=2, resample=1,
+        kl_coef=0.05, max_new_tokens=8, heldout_prompts=3,
+    )  # fmt: skip
+    rows = [{"prompt": f"a {'b' * length}"} for length in range(1, 9)]
+    reference = Transformer(model.config)
+    reference.load_state_dict(model.state_dict())
+    stage = GrpoStage(
+        tokenizer, rows[:5], rows[5:], ByLength(), method, config.max_seq_len, config.seed,
+        reference.requires_grad_(False),
+    )  # fmt: skip
+    return model, stage
+
+
+def _preference(
+    loss: Literal["orpo", "kto"],
+) -> Maker:
+    """Pairs, or answers with labels, of random tokens; other answers stand for mismatched ones."""
+
+    def make(
+        model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+    ) -> Made:
+        chooser = random.Random(4)
+
+        def answers(num_rows: int) -> AnswerBatch:
+            rows = []
+            for _ in range(num_rows):
+                groups = []
+                for _ in range(chooser.choice((2, 4))):  # rows weigh differently
+                    ids = chooser.choices(range(tokenizer.vocab_size), k=chooser.randint(3, 8))
+                    groups.append((ids, [at > 0 for at in range(len(ids))]))
+                rows.append(groups)
+            packed = lay_out(rows, config.max_seq_len)
+            with torch.no_grad():
+                found, _ = answer_log_probs(model, packed)
+            return with_reference(packed, found - 1.5)  # so that z_0 is above zero
+
+        train, heldout = answers(13), answers(3)
+        settings = DpoConfig(loss=loss, beta=0.5)
+        if loss == "orpo":
+            return model, DpoStage(train, heldout, config, settings)
+        labelled = []
+        for rows in (train, heldout):
+            labels = [float(chooser.random() < 0.4) for _ in rows.reference.flatten()]
+            labels = torch.tensor(labels)[: int((~rows.reference.isnan()).sum())]
+            labelled.append((labelled_batch(rows, labels), answers(len(rows.tokens))))
+        return model, KtoStage(*labelled, config, settings)
+
+
+def _adapted(**settings: Any) -> Maker:
+    def make(
+        model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+    ) -> Made:
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():  # rows of zeros, with which training begins, have no direction
+            for block in model.model.layers:
+                for layer in (block.self_attn.o_proj, block.mlp.down_proj):
+                    layer.weight.normal_(0, 0.05, generator=generator)
+        add_lora(model, LoraConfig(lora=True, lora_rank=3, **settings), generator)
+        return model, LoraStage("sft", shards, shards, config, tokenizer)
+
+    return make
+
+
+MAKERS: dict[str, Maker] = {
     "echo": _plain(EchoStage),
     "scored": _scored,
+    "grpo": _grpo,
+    "orpo": _preference("orpo"),
+    "kto": _preference("kto"),
+    "lora": _adapted(use_dora=True),
     "distill": _distill,
     "on_policy": _on_policy,
 }

@@ -10,6 +10,8 @@ import pytest
 import torch
 import yaml
 
+from cygnet.export.adapter import with_adapter
+from cygnet.export.huggingface import load_folder
 from cygnet.files import sha256_file
 from tests.train.parallel.conftest import environment, free_port
 from tests.train.parallel.test_equal import losses, weights
@@ -113,6 +115,21 @@ def test_torchrun_train_full_sft(folder: Path, alone: Path) -> None:
     check_run(out, 2, is_tracked=True)
     settings = yaml.safe_load((out / "config.yaml").read_text())["train"]
     assert (settings["wandb_project"], settings["wandb_run_name"]) == ("my-project", "try-1")
+
+
+def test_torchrun_train_lora(folder: Path, alone: Path) -> None:
+    """Two processes that each hold a part of the base write one adapter, and the whole model."""
+    out = folder / "adapted"
+    line = f"train_lora.py --from {alone} --data {folder}/chats.jsonl {TRAINING} --out {out}"
+    typed(f"torchrun --nproc_per_node 2 {line} --parallel pipeline --use_dora --learning_rate 0.02")
+    check_run(out, 2, is_tracked=False)
+    base, _ = load_folder(alone)
+    merged, _ = load_folder(out)
+    expected = with_adapter(base, out / "adapter").state_dict()
+    for name, tensor in merged.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+        adapted = name.startswith("model.layers.") and "norm" not in name
+        assert torch.equal(tensor, base.state_dict()[name]) != adapted, name
 
 
 def test_torchrun_train_dpo(folder: Path, alone: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cygnet.train.checkpoint import Checkpoint, newest_checkpoint
-from tests.train.parallel.conftest import Train
+from tests.train.parallel.conftest import KINDS, Train
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -72,7 +72,9 @@ def test_several_processes_are_one(way: str, alone: Train, together: Train, tmp_
     norms = losses(one, "grad_norm")
     assert losses(several, "grad_norm") == pytest.approx(norms, rel=2e-4)
     assert min(norms) > config.get("grad_clip", 0)  # where it is to clip, it does in each step
-    assert losses(several, "heldout_loss") == pytest.approx(losses(one, "heldout_loss"), rel=2e-5)
+    for name in ("heldout_loss", *(f"heldout_loss/{kind}" for kind in KINDS)):
+        assert len(losses(one, name)) == 3
+        assert losses(several, name) == pytest.approx(losses(one, name), rel=2e-5)
     # Answers too, computed by all of them: before training, while it goes on, and at its end.
     assert samples(several) == samples(one) and len(samples(one)) == 3 * 4
     expected, found = weights(one), weights(several)

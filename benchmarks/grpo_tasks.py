@@ -1,0 +1,145 @@
+"""Held-out success before and after GRPO on a task set made by rule (`cygnet tasks`).
+
+python benchmarks/grpo_tasks.py runs/demo/sft --task arithmetic --seeds 0 1 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cygnet.config import TrainConfig
+from cygnet.export.huggingface import find_model, load_folder
+from cygnet.files import JsonlWriter, read_jsonl, write_json
+from cygnet.stages.environments.environment import Environment, find_environment
+from cygnet.stages.rewards.judge import Judge
+from cygnet.stages.rollout import Roller, RolloutConfig
+from cygnet.stages.sft import sft
+from cygnet.stages.tasks import Row, TaskConfig, build_tasks
+
+REWARD = {
+    "arithmetic": "arithmetic", "spelling": "spelling", "json": "json_schema", "tools": "tool_use",
+}  # fmt: skip
+RIGHT = 0.999
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
+"""Student's t for an interval of 95 %, by the number of seeds."""
+
+
+def instructions_of(tasks: Path, folder: Path) -> Path:
+    """Write the set's conversations as `cygnet sft` reads them, with none held out but the last."""
+    rows = list(read_jsonl(tasks / "sft.jsonl"))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in (("train", rows[:-8]), ("heldout", rows[-8:])):
+        with JsonlWriter(folder / f"{name}.jsonl.zst") as writer:
+            for row in part:
+                writer.write(row)
+    write_json(folder / "manifest.json", {"rows": len(rows)})
+    return folder
+
+
+def success(
+    model: Path, rows: list[Row], reward: str, world: Callable[[], Environment] | None, most: int
+) -> dict[str, float]:
+    """Return the share of right answers, in all and of each kind; the likeliest tokens answer."""
+    loaded, tokenizer = load_folder(find_model(model))
+    roller = Roller(tokenizer, RolloutConfig(temperature=0.0, max_new_tokens=most))
+    with Judge([reward]) as judge:
+        episodes = roller.roll(loaded, rows, list(range(len(rows))), world)
+        right: dict[str, list[bool]] = {}
+        for episode in episodes:
+            verdict = judge.judge(episode.answer, episode.row, episode.messages)
+            for kind in ("all", str(episode.row["kind"])):
+                right.setdefault(kind, []).append(verdict.total > RIGHT)
+    for episode in episodes[:3]:
+        print(json.dumps([m.get("tool_calls") or m["content"] for m in episode.messages],
+                         ensure_ascii=False)[:300])  # fmt: skip
+    return {kind: sum(values) / len(values) for kind, values in right.items()}
+
+
+def spread(values: list[float]) -> str:
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.3f}"
+    half = T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.3f} ± {half:.3f}"
+
+
+def one_seed(
+    arguments: argparse.Namespace, seed: int, world: Callable[[], Environment] | None
+) -> dict[str, float]:
+    out = arguments.out / f"{arguments.task}-{seed}"
+    tasks = build_tasks(
+        out / "tasks",
+        TaskConfig(task=arguments.task, num_sft=arguments.num_sft, seed=seed,
+                   two_calls=arguments.two_calls, num_heldout=arguments.num_heldout),
+    )  # fmt: skip
+    heldout = list(read_jsonl(tasks / "heldout.jsonl"))
+    begun = time.monotonic()
+    tuned = sft(
+        instructions_of(tasks, out / "instructions"), arguments.start, out / "shards", out / "sft",
+        TrainConfig(epochs=arguments.sft_epochs, batch_tokens=arguments.sft_batch_tokens,
+                    max_seq_len=arguments.max_seq_len, learning_rate=arguments.sft_learning_rate,
+                    seed=seed, compile="off"),
+    )  # fmt: skip
+    tuned_s = time.monotonic() - begun
+    before = success(tuned, heldout, REWARD[arguments.task], world, arguments.max_new_tokens)
+    print(json.dumps({"seed": seed, "sft_s": round(tuned_s), "after SFT": before}), flush=True)
+    if arguments.steps == 0:
+        return {"before": before["all"], "after": before["all"]}
+    from cygnet.stages.grpo import GrpoConfig
+    from cygnet.stages.grpo_run import grpo
+
+    begun = time.monotonic()
+    with Judge([REWARD[arguments.task]]) as judge:
+        learnt = grpo(
+            (list(read_jsonl(tasks / "prompts.jsonl")), heldout), judge, tuned, out / "grpo",
+            TrainConfig(steps=arguments.steps, learning_rate=arguments.learning_rate, seed=seed,
+                        batch_tokens=arguments.max_seq_len * 8,
+                        max_seq_len=arguments.max_seq_len, compile="off"),
+            GrpoConfig(loss=arguments.loss, prompts_per_step=arguments.prompts,
+                       group_size=arguments.group_size, max_new_tokens=arguments.max_new_tokens,
+                       resample=arguments.resample, max_turns=4),
+            [REWARD[arguments.task]], world,
+        )  # fmt: skip
+    after = success(learnt, heldout, REWARD[arguments.task], world, arguments.max_new_tokens)
+    print(json.dumps({"seed": seed, "grpo_s": round(time.monotonic() - begun),
+                      "after GRPO": after}), flush=True)  # fmt: skip
+    return {"before": before["all"], "after": after["all"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("start", type=Path, help="run or model folder to start from")
+    parser.add_argument("--task", choices=sorted(REWARD), default="arithmetic")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/grpo-tasks"))
+    parser.add_argument("--num_sft", type=int, default=300)
+    parser.add_argument("--num_heldout", type=int, default=300)
+    parser.add_argument("--two_calls", type=float, default=0.2)
+    parser.add_argument("--sft_epochs", type=float, default=4)
+    parser.add_argument("--sft_batch_tokens", type=int, default=2048)
+    parser.add_argument("--sft_learning_rate", type=float, default=2e-3)
+    parser.add_argument("--max_seq_len", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--group_size", type=int, default=8)
+    parser.add_argument("--max_new_tokens", type=int, default=48)
+    parser.add_argument("--resample", type=int, default=0)
+    parser.add_argument("--loss", default="grpo")
+    arguments = parser.parse_args()
+    world = find_environment("tools") if arguments.task == "tools" else None
+    found = [one_seed(arguments, seed, world) for seed in arguments.seeds]
+    if world is not None:
+        print(f"tools: {world.counts}")
+        world.close()
+    for name in ("before", "after"):
+        print(f"{arguments.task}, {name} GRPO: {spread([each[name] for each in found])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""Learn from rewards: `cygnet grpo` under the name that people of this field type."""
+
+from cygnet.cli import main
+
+if __name__ == "__main__":
+    main(verb="grpo")

@@ -1,0 +1,6 @@
+"""Train a reward model: `cygnet reward` under the name that people of this field type."""
+
+from cygnet.cli import main
+
+if __name__ == "__main__":
+    main(verb="reward")
