@@ -22,12 +22,13 @@ import torch
 
 from cygnet.config import ModelConfig, TrainConfig, plain
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
-from cygnet.evals.metrics import bits_per_byte
 from cygnet.export.huggingface import load_folder
 from cygnet.files import JsonlWriter, folder_atomic, read_jsonl, sha256_file, write_json
 from cygnet.stages.distill import DistillConfig
 from cygnet.stages.distill_run import distill
+from cygnet.stages.next_token import NextTokenStage, open_shards
 from cygnet.stages.pretrain import pretrain
+from cygnet.text.tokenizer import Tokenizer
 
 ARMS = ("distilled", "alone, equal steps", "alone, equal FLOPs")
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
@@ -39,14 +40,13 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="of cygnet run")
     parser.add_argument("--out", type=Path, default=Path("runs/distillation"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--alpha", type=float, default=0.0)
     parser.add_argument("--divergence", default="forward_kl")
     parser.add_argument("--top_k", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--documents", type=int, default=400, help="held-out documents measured")
     parser.add_argument("--share", type=float, default=1.0, help="of the text, for all students")
     parser.add_argument("--arms", nargs="*", choices=[arm.split(", ")[-1] for arm in ARMS])
     parser.add_argument("--report", action="store_true", help="join the results of all seeds")
@@ -65,9 +65,9 @@ def main() -> None:
 def train(arm: str, run: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     teacher, tokenizer = load_folder(arguments.run / "pretrain")
     config = TrainConfig(
-        steps=arguments.steps, batch_tokens=4096, max_seq_len=256, learning_rate=6e-3,
-        embedding_learning_rate=2e-2, compile="off", eval_every=25, seed=arguments.seed,
-        micro_batch=16, checkpoint_every=10_000,
+        steps=arguments.steps, batch_tokens=1024, max_seq_len=128, learning_rate=6e-3,
+        embedding_learning_rate=2e-2, compile="off", eval_every=10**9, seed=arguments.seed,
+        micro_batch=8, checkpoint_every=10_000,
     )  # fmt: skip
     sizes = ModelConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=arguments.hidden,
@@ -95,19 +95,18 @@ def train(arm: str, run: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         pretrain(data, arguments.run / "tokenizer", shards, run, sizes, config)
         used, flops = {}, own
     steps = config.steps or 0
+    scale = bits_per_token_byte(tokenizer, shards, config)
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
-        "bits_per_byte": measure(run, data, arguments.documents),
+        "bits_per_byte": scale * log[-1]["heldout_loss"],
         "steps": steps,
         "flops": steps * config.batch_tokens * flops,
         "training_s": log[-1]["elapsed_s"],
         "parameters": sizes.num_parameters,
         "teacher_parameters": teacher.config.num_parameters,
-        "teacher_bits_per_byte": measure(arguments.run / "pretrain", data, arguments.documents)
-        if arm == "distilled"
-        else None,
+        "teacher_bits_per_byte": scale * log[-1].get("heldout_teacher_loss", math.nan),
         "method": used,
-        "curve": [(row["step"], row["heldout_loss"]) for row in log if "heldout_loss" in row],
+        "curve": [(row["step"], row.get("cross_entropy", row.get("loss"))) for row in log[1:]],
     }
 
 
@@ -125,12 +124,13 @@ def part_of(data: Path, share: float, out: Path) -> Path:
     return out
 
 
-@torch.inference_mode()
-def measure(run: Path, data: Path, count: int) -> float:
-    model, tokenizer = load_folder(run)
-    rows = sorted(read_jsonl(data / HELDOUT), key=lambda row: row["id"])[:count]
-    shares = bits_per_byte(model, tokenizer, [row["text"] for row in rows])
-    return sum(bits for bits, _ in shares) / sum(num_bytes for _, num_bytes in shares)
+def bits_per_token_byte(tokenizer: Tokenizer, shards: Path, config: TrainConfig) -> float:
+    """Return what a mean loss of one nat per token is in bits per byte of the held-out rows."""
+    readers = open_shards(shards, tokenizer.hash)
+    stage = NextTokenStage("pretrain", *readers, config, tokenizer)
+    labels = torch.cat([batch.labels[batch.labels >= 0] for batch, _ in stage.heldout_batches])
+    num_bytes = sum(len(tokenizer.token_bytes(token)) for token in labels.tolist())
+    return len(labels) / num_bytes / math.log(2)
 
 
 def report(out: Path) -> None:
@@ -178,7 +178,7 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
                 color=colour, linewidth=1, label=None if number else arm,
             )  # fmt: skip
     axes.set_xlabel("TFLOP, the teacher's reading included")
-    axes.set_ylabel("held-out loss (nats per token)")
+    axes.set_ylabel("loss on the training text (nats per token)")
     axes.legend(frameon=False)
     axes.grid(color="#e3e1da")
     figure.tight_layout()

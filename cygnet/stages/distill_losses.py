@@ -103,19 +103,21 @@ def divergence_gradient(
         config: which divergence.
     """
     scale = config.temperature
-    teacher_MV, student_MV = teacher_MV / scale, student_MV / scale
-    log_q = student_MV.log_softmax(-1)
+    if scale != 1:
+        teacher_MV, student_MV = teacher_MV / scale, student_MV / scale
+    log_p, log_q = teacher_MV.log_softmax(-1), student_MV.log_softmax(-1)
     if not 0 < config.top_k < teacher_MV.shape[1] - 1:
-        losses, slope = divergence(teacher_MV.log_softmax(-1), log_q, config)
-        gradient = slope - log_q.exp() * slope.sum(-1, keepdim=True)
-        return scale**2 * losses, scale * gradient
-    top_MK = teacher_MV.topk(config.top_k, sorted=False).indices
-    outcomes = with_rest(log_q, top_MK)
-    losses, slope = divergence(with_rest(teacher_MV.log_softmax(-1), top_MK), outcomes, config)
-    # Within the rest, what its outcome gets is shared as the student's own probabilities are.
-    rest = torch.exp(log_q - outcomes[:, -1:]).scatter(1, top_MK, 0.0) * slope[:, -1:]
-    gradient = rest.scatter(1, top_MK, slope[:, :-1])
-    return scale**2 * losses, scale * (gradient - log_q.exp() * slope.sum(-1, keepdim=True))
+        losses, slope = divergence(log_p, log_q, config)
+        gradient = slope
+    else:
+        top_MK = log_p.topk(config.top_k, sorted=False).indices
+        outcomes = with_rest(log_q, top_MK)
+        losses, slope = divergence(with_rest(log_p, top_MK), outcomes, config)
+        # Within the rest, what its outcome gets is shared as the student's own probabilities are.
+        gradient = torch.exp(log_q - outcomes[:, -1:]) * slope[:, -1:]
+        gradient = gradient.scatter(1, top_MK, slope[:, :-1])
+    gradient = torch.addcmul(gradient, log_q.exp(), slope.sum(-1, keepdim=True), value=-1)
+    return scale**2 * losses, gradient if scale == 1 else scale * gradient
 
 
 def with_rest(log_probs_MV: Tensor, top_MK: Tensor) -> Tensor:
@@ -142,18 +144,22 @@ def distillation_gradient(
     Args:
         teacher_MV, student_MV: logits in the compute type; the gradient has the latter's.
         labels_M: int64; IGNORE asks for no loss.
-        alpha_M: share of the cross-entropy at each position.
+        alpha_M: share of the cross-entropy at each position, `config.alpha` or zero.
         config: which divergence.
     """
     exact = torch.promote_types(student_MV.dtype, torch.float32)
     student, counted = student_MV.to(exact), labels_M != IGNORE
-    apart, apart_slope = divergence_gradient(teacher_MV.to(exact), student, config)
-    log_q = student.log_softmax(-1)
+    apart, gradient = divergence_gradient(teacher_MV.to(exact), student, config)
     target = labels_M.clamp(min=0)[:, None]
-    cross_entropy = -log_q.gather(1, target).squeeze(1)
-    is_target = torch.arange(student.shape[1], device=student.device) == target
-    slope = alpha_M[:, None] * (log_q.exp() - is_target.to(exact))
-    gradient = torch.where(counted[:, None], slope + (1 - alpha_M)[:, None] * apart_slope, 0.0)
+    normaliser = student.logsumexp(-1, keepdim=True)
+    cross_entropy = (normaliser - student.gather(1, target)).squeeze(1)
+    of_text, of_teacher = (
+        torch.where(counted, share, 0.0)[:, None] for share in (alpha_M, 1 - alpha_M)
+    )
+    gradient = gradient * of_teacher
+    if config.alpha:
+        gradient = torch.addcmul(gradient, torch.exp(student - normaliser), of_text)
+        gradient = gradient.scatter_add(1, target, -of_text)
     loss = alpha_M * cross_entropy + (1 - alpha_M) * apart
     sums = torch.where(counted, torch.stack([loss, apart, cross_entropy]), 0.0).sum(1)
     return sums, gradient.to(student_MV.dtype)

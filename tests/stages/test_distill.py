@@ -29,6 +29,10 @@ TRAIN = TrainConfig(
     steps=12, batch_tokens=4 * 64, max_seq_len=64, micro_batch=4, learning_rate=0.01,
     dtype="fp32", device="cpu", compile="off", log_every=1, eval_every=6,
 )  # fmt: skip
+OTHER_TEXT = [
+    f"{letter}{other}{number} quite other words"
+    for letter in "zxqwvk" for other in "abcdefghij" for number in range(5)
+]  # fmt: skip
 
 
 def logged(run: Path, name: str) -> list[float]:
@@ -135,13 +139,7 @@ def test_a_teacher_of_other_tokens_is_refused_with_the_way_out(
     teacher: Path, documents: Path, tmp_path: Path
 ) -> None:
     for size, how in ((300, "320 entries against 300"), (320, "not the same ones")):
-        other = train_tokenizer(
-            [
-                f"{number} zebras {number * 37} quite other words, my friends"
-                for number in range(999)
-            ],
-            size,
-        )
+        other = train_tokenizer(OTHER_TEXT, size)
         sizes = dataclasses.replace(SMALL, vocab_size=other.vocab_size)
         student = save_folder(random_model(sizes), other, tmp_path / f"student {size}")
         run = tmp_path / "run"

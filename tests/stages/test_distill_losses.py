@@ -153,7 +153,7 @@ def test_chunked_loss_and_gradients_equal_torchs(
     labels = torch.arange(10)
     labels[[0, 7]] = IGNORE
     alpha = torch.linspace(0, 1, 10, dtype=torch.float64)
-    kernel = partial(distillation_gradient, config=DistillLossConfig(temperature=2))
+    kernel = partial(distillation_gradient, config=DistillLossConfig(temperature=2, alpha=0.5))
     loss, others = linear_distillation(
         hidden, weight, teacher_hidden, teacher_weight, labels, alpha, kernel
     )

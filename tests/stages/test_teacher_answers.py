@@ -151,7 +151,8 @@ def test_busy_servers_are_asked_again_and_what_cannot_be_learnt_is_counted(
 
 def test_a_server_that_dies_loses_nothing_and_nothing_is_asked_twice(tmp_path: Path) -> None:
     texts = [f"q{number}" for number in range(40)]
-    dying = dict.fromkeys(texts[5:], 99)
+    flaky = Flaky()
+    flaky.dies_after = 5
     with pytest.raises(UserError) as stopped:
         ask_teacher(flaky, rows(*texts), tmp_path, AnswersConfig(tries=1, concurrency=4))
     assert "the same command asks for the rest" in str(stopped.value)
@@ -177,9 +178,8 @@ def test_prompts_are_split_by_a_hash_whatever_else_is_in_the_file(tmp_path: Path
     file = tmp_path / "prompts.jsonl"
     texts = [f"question {number}" for number in range(200)]
     lines = [json.dumps({"prompt": text}) for text in texts]
-    answered = {
-        "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
-    }
+    question, said = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
+    answered = {"messages": [question, said]}
     file.write_text("\n".join([*lines, lines[0], json.dumps(answered)]) + "\n")
     train, heldout = read_prompts([str(file)])
     assert len(train) + len(heldout) == 201 and 3 <= len(heldout) <= 25
