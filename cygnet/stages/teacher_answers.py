@@ -127,14 +127,14 @@ def read_prompts(paths: Sequence[str]) -> tuple[list[Row], list[Row]]:
                 raise UserError(f"{path}, line {line}: {error}") from error
     unique = {_key(row["prompt"]): row for row in found if not row.get("tools")}.values()
     both: tuple[list[Row], list[Row]] = ([], [])
-    for row in unique:
-        both[is_held_out(row, HELDOUT_SHARE)].append(row)
+    for prompt in unique:
+        both[is_held_out(prompt, HELDOUT_SHARE)].append(prompt)
     return both
 
 
 def prompts_of(instructions: Path) -> tuple[list[Row], list[Row]]:
     """Return the prompts of an instructions folder, in its own split; those with tools left out."""
-    both = []
+    both: list[list[Row]] = []
     for name in (TRAIN, HELDOUT):
         rows = (question_of(row) for row in read_jsonl(instructions / name))
         unique = {_key(row["prompt"]): row for row in rows if row and not row.get("tools")}
