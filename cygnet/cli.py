@@ -62,7 +62,8 @@ VERBS = {
         "learn to answer: instruction tuning on conversations",
         "cygnet.commands.sft", "SftCommand", "sft_command",
         ("cygnet sft --from runs/first --out runs/first-sft",
-         "cygnet sft --from runs/first --data chats.jsonl --epochs 2 --out runs/mine-sft"),
+         "cygnet sft --from runs/first --data chats.jsonl --epochs 2 --out runs/mine-sft",
+         "cygnet sft --lora --from models/qwen3 --data chats.jsonl --learning_rate 2e-3"),
     ),
     "dpo": Verb(
         "learn to prefer: direct preference optimization on pairs",
@@ -116,6 +117,7 @@ VERBS = {
         "cygnet.serve.command", "ServeConfig", "serve",
         ("cygnet serve runs/demo", "cygnet serve runs/demo --stages",
          "cygnet serve small=runs/demo/sft large=models/Qwen3-0.6B --port 9000",
+         "cygnet serve models/qwen3 --adapter poems=runs/poems/adapter",
          "cygnet serve runs/demo --host 0.0.0.0 --api_key_file keys.txt"),
     ),
     "export": Verb(

@@ -11,6 +11,7 @@ from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.errors import UserError
 from cygnet.files import sha256_file
 from cygnet.generate.runner import laid_out
+from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.progress import say
 from cygnet.stages.distill import DistillConfig, DistillStage
 from cygnet.stages.launch import load_start, train_and_save
@@ -33,6 +34,7 @@ def distill(
     config: TrainConfig,
     method: DistillConfig,
     renew: bool = False,
+    lora: LoraConfig = NO_LORA,
 ) -> Path:
     """Let a student learn from the teacher and return the student's model folder.
 
@@ -45,11 +47,13 @@ def distill(
         run: the run folder.
         config: training settings.
         method: what is learnt.
-        renew: see `train_and_save`.
+        renew, lora: see `train_and_save`.
 
     Raises:
         UserError: one of them is no model, or the teacher's tokens are not the student's.
     """
+    if lora.lora and start is None:
+        raise UserError("--lora needs --from: adapters go beside the weights of a trained student")
     inputs: dict[str, Any] = {"start": None, "method": asdict(method)}
     tutor, tokenizer, inputs["teacher"] = load_start(teacher)
     if start is None:
@@ -79,7 +83,9 @@ def distill(
             return DistillStage(*given)
         return OnPolicyStage(*given, *(read_questions(data / name) for name in (TRAIN, HELDOUT)))
 
-    return train_and_save("distill", model, tokenizer, stage, config, run, inputs, renew)
+    return train_and_save(
+        "distill", model, tokenizer, stage, config, run, inputs, renew, lora=lora, start=start
+    )
 
 
 def check_vocabulary(teacher: Path, its: Tokenizer, student: Path, own: Tokenizer) -> None:

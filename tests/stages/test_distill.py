@@ -11,9 +11,11 @@ import torch
 from cygnet.cli import main
 from cygnet.config import ModelConfig, TrainConfig
 from cygnet.errors import UserError
+from cygnet.export.adapter import with_adapter
 from cygnet.export.huggingface import load_folder, save_folder
 from cygnet.files import JsonlWriter, write_json
 from cygnet.generate.runner import laid_out
+from cygnet.model.lora import LoraConfig
 from cygnet.stages.distill import DistillConfig, DistillStage
 from cygnet.stages.distill_run import distill
 from cygnet.stages.on_policy import OnPolicyStage, question_of
@@ -85,6 +87,21 @@ def test_a_new_student_comes_nearer_to_its_teacher(
     assert divergence[-1] < 0.8 * divergence[0]
     # What the teacher itself reaches there stands beside the student's.
     assert len(set(logged(run, "heldout_teacher_loss"))) == 1
+
+
+def test_a_student_learns_by_adapters_and_a_new_one_cannot(
+    teacher: Path, documents: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    run, lora = tmp_path / "run", LoraConfig(lora=True)
+    start = save_folder(random_model(SMALL, seed=4), tokenizer, tmp_path / "start")
+    given = (documents, run / "shards", run, TRAIN, DistillConfig(alpha=0.1))
+    with pytest.raises(UserError, match="--lora needs --from"):
+        distill(teacher, None, STUDENT, *given, lora=lora)
+    found, _ = load_folder(distill(teacher, start, STUDENT, *given, lora=lora))
+    merged = with_adapter(load_folder(start)[0], run / "adapter").state_dict()
+    assert all(torch.equal(merged[name], value) for name, value in found.state_dict().items())
+    divergence = logged(run, "divergence")
+    assert divergence[-1] < 0.8 * divergence[0]
 
 
 def test_the_loss_is_that_of_both_models_outputs(

@@ -228,6 +228,8 @@ def _preference(
             labelled.append((labelled_batch(rows, labels), answers(len(rows.tokens))))
         return model, KtoStage(*labelled, config, settings)
 
+    return make
+
 
 def _adapted(**settings: Any) -> Maker:
     def make(
