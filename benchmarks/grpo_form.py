@@ -6,7 +6,7 @@ is that of `cygnet eval`: answers to held-out prompts at its temperature and top
 seed, the mean with its 95 % interval (Student's t over seeds), and the processor time of training;
 draws the curves with --plot.
 
-    python benchmarks/grpo_form.py runs/demo [--seeds 0 1 2] [--steps 30] [--plot curves.png]
+    python benchmarks/grpo_form.py runs/demo [--seeds 0 1 2] [--steps 40] [--plot curves.png]
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def train(
     subprocess.run(
         [sys.executable, "-m", "cygnet", "grpo", "--from", str(start), "--out", str(out),
          *asked, "--reward", options.reward, "--steps", str(options.steps), "--seed", str(seed),
-         "--learning_rate", str(options.learning_rate), "--eval_every", "10",
+         "--learning_rate", str(options.learning_rate),
+         "--embedding_learning_rate", str(options.learning_rate / 10), "--eval_every", "10",
          "--log_every", "1", *options.flags],
         check=True,
     )  # fmt: skip
@@ -102,8 +103,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run with `sft` and `instructions`")
     parser.add_argument("--out", type=Path, default=Path("runs/grpo_form"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--learning_rate", type=float, default=5e-3)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--reward", default=f"{Path(__file__).parent / 'form_reward.py'}:form_kept")
     parser.add_argument("--poems", type=int, default=192)
     parser.add_argument("--plot", type=Path)

@@ -47,7 +47,13 @@ class GrpoCommand:
     all), or FILE.py:NAME of an environment."""
     instructions: InstructionConfig = InstructionConfig()
     method: Annotated[GrpoConfig, tyro.conf.arg(name="")] = GrpoConfig()
-    grpo: Train = TrainConfig(steps=40, learning_rate=5e-3, max_seq_len=256, batch_tokens=4096)
+    grpo: Train = TrainConfig(
+        steps=40,
+        learning_rate=2e-3,
+        embedding_learning_rate=2e-4,
+        max_seq_len=256,
+        batch_tokens=4096,
+    )
 
 
 def grpo_command(config: GrpoCommand) -> None:
