@@ -49,7 +49,13 @@ class GrpoCommand:
     instructions: InstructionConfig = InstructionConfig()
     method: Annotated[GrpoConfig, tyro.conf.arg(name="")] = GrpoConfig()
     lora: Lora = LoraConfig()
-    grpo: Train = TrainConfig(steps=40, learning_rate=5e-3, max_seq_len=256, batch_tokens=4096)
+    grpo: Train = TrainConfig(
+        steps=40,
+        learning_rate=2e-3,
+        embedding_learning_rate=2e-4,
+        max_seq_len=256,
+        batch_tokens=4096,
+    )
 
 
 def grpo_command(config: GrpoCommand) -> None:
