@@ -16,14 +16,13 @@ from cygnet.config import TrainConfig
 from cygnet.export.huggingface import find_model, load_folder
 from cygnet.files import JsonlWriter, read_jsonl, write_json
 from cygnet.stages.environments.environment import Environment, find_environment
+from cygnet.stages.grpo import GrpoConfig
+from cygnet.stages.grpo_run import grpo
 from cygnet.stages.rewards.judge import Judge
 from cygnet.stages.rollout import Roller, RolloutConfig
 from cygnet.stages.sft import sft
-from cygnet.stages.tasks import Row, TaskConfig, build_tasks
+from cygnet.stages.tasks import REWARD_OF, Row, TaskConfig, build_tasks
 
-REWARD = {
-    "arithmetic": "arithmetic", "spelling": "spelling", "json": "json_schema", "tools": "tool_use",
-}  # fmt: skip
 RIGHT = 0.999
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Student's t for an interval of 95 %, by the number of seeds."""
@@ -86,15 +85,13 @@ def one_seed(
                     seed=seed, compile="off"),
     )  # fmt: skip
     tuned_s = time.monotonic() - begun
-    before = success(tuned, heldout, REWARD[arguments.task], world, arguments.max_new_tokens)
+    before = success(tuned, heldout, REWARD_OF[arguments.task], world, arguments.max_new_tokens)
     print(json.dumps({"seed": seed, "sft_s": round(tuned_s), "after SFT": before}), flush=True)
     if arguments.steps == 0:
         return {"before": before["all"], "after": before["all"]}
-    from cygnet.stages.grpo import GrpoConfig
-    from cygnet.stages.grpo_run import grpo
 
     begun = time.monotonic()
-    with Judge([REWARD[arguments.task]]) as judge:
+    with Judge([REWARD_OF[arguments.task]]) as judge:
         learnt = grpo(
             (list(read_jsonl(tasks / "prompts.jsonl")), heldout), judge, tuned, out / "grpo",
             TrainConfig(steps=arguments.steps, learning_rate=arguments.learning_rate, seed=seed,
@@ -103,9 +100,9 @@ def one_seed(
             GrpoConfig(loss=arguments.loss, prompts_per_step=arguments.prompts,
                        group_size=arguments.group_size, max_new_tokens=arguments.max_new_tokens,
                        resample=arguments.resample, max_turns=4),
-            [REWARD[arguments.task]], world,
+            [REWARD_OF[arguments.task]], world,
         )  # fmt: skip
-    after = success(learnt, heldout, REWARD[arguments.task], world, arguments.max_new_tokens)
+    after = success(learnt, heldout, REWARD_OF[arguments.task], world, arguments.max_new_tokens)
     print(json.dumps({"seed": seed, "grpo_s": round(time.monotonic() - begun),
                       "after GRPO": after}), flush=True)  # fmt: skip
     return {"before": before["all"], "after": after["all"]}
@@ -114,7 +111,7 @@ def one_seed(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("start", type=Path, help="run or model folder to start from")
-    parser.add_argument("--task", choices=sorted(REWARD), default="arithmetic")
+    parser.add_argument("--task", choices=sorted(REWARD_OF), default="arithmetic")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/grpo-tasks"))
     parser.add_argument("--num_sft", type=int, default=300)
