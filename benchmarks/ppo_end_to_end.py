@@ -1,7 +1,8 @@
 """From preferences to a policy that two reward models prefer (docs/post-training/ppo.md).
 
 The model at --start answers requests for quatrains; an answer that keeps the form asked for is
-preferred over one that does not. Two reward models learn from one half of these pairs each, in
+preferred over one that does not, and a real poem over the same with a character or a line too few
+or too many. Two reward models learn from one half of these pairs each, in
 another order each. PPO, which sees the first alone, is run with several seeds. On held-out prompts
 answers before and after are compared by both reward models, by the form itself, and for tricks:
 length, repetition, and how far the policy has gone from where it began.
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -39,6 +42,7 @@ from cygnet.text.forms import is_poem_of_form, repetition_rate
 FORMS = ("五言绝句", "七言绝句")
 ANSWER_TOKENS = 48
 SEQ_LEN = 256
+NUM_SPOILT = 600
 KL_BOUND = 10.0
 """Nats an answer: the policy is to stay nearer to the reference than this."""
 
@@ -67,18 +71,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--instructions", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/rlhf"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=96)
-    parser.add_argument("--learning_rate", type=float, default=3e-4)
+    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--kl_coef", type=float, default=0.05)
-    parser.add_argument("--reward_epochs", type=float, default=4)
-    parser.add_argument("--reward_rate", type=float, default=1e-3)
+    parser.add_argument("--reward_epochs", type=float, default=2)
+    parser.add_argument("--reward_rate", type=float, default=2e-3)
     parser.add_argument("--picture", type=Path)
     return parser.parse_args()
 
 
 def make_pairs(start: Path, instructions: Path, out: Path) -> Path:
-    """Let the model answer every request for a quatrain twice, and pair by the form."""
-    quatrains, pairs = out / "quatrains", out / "pairs"
+    """Let the model answer requests for quatrains twice, and pair by the form; spoil real ones."""
+    quatrains, own, pairs = out / "quatrains", out / "own-pairs", out / "pairs"
     if (pairs / TRAIN).exists():
         return pairs
     quatrains.mkdir(parents=True, exist_ok=True)
@@ -89,11 +93,49 @@ def make_pairs(start: Path, instructions: Path, out: Path) -> Path:
                     writer.write(row)
     model, tokenizer = load_folder(start)
     config = PairConfig(
-        num_poem_prompts=800, samples_per_prompt=2, num_recipe_pairs=0, num_own_prompts=0,
+        num_poem_prompts=700, samples_per_prompt=2, num_recipe_pairs=0, num_own_prompts=0,
         heldout_share=1.0, temperature=1.0, max_new_tokens=ANSWER_TOKENS,
     )  # fmt: skip
-    build_pairs(quatrains, Generator(model, tokenizer), pairs, config, SEQ_LEN)
+    build_pairs(quatrains, Generator(model, tokenizer), own, config, SEQ_LEN)
+    return with_spoilt(quatrains, own, pairs)
+
+
+def with_spoilt(quatrains: Path, own: Path, pairs: Path) -> Path:
+    """Write the model's own pairs, and beside them real poems over spoilt ones."""
+    chooser = random.Random(0)
+    pairs.mkdir(exist_ok=True)
+    for name, count in ((TRAIN, NUM_SPOILT), (HELDOUT, NUM_SPOILT // 8)):
+        made = list(read_jsonl(own / name))
+        for row in list(read_jsonl(quatrains / name))[:count]:
+            real, way = row["messages"][-1]["content"], chooser.choice(list(WAYS))
+            made.append(
+                {
+                    "prompt": row["messages"][:-1],
+                    "chosen": real,
+                    "rejected": WAYS[way](real, chooser),
+                    "kind": "poem",
+                    "why": way,
+                }
+            )
+        chooser.shuffle(made)
+        with JsonlWriter(pairs / name) as writer:
+            for row in made:
+                writer.write(row)
     return pairs
+
+
+def one_character(text: str, chooser: random.Random, times: int) -> str:
+    """Return a text in which one of its characters stands so many times."""
+    at = chooser.choice([place for place, sign in enumerate(text) if sign.isalpha()])
+    return text[:at] + text[at] * times + text[at + 1 :]
+
+
+WAYS: dict[str, Callable[[str, random.Random], str]] = {
+    "real poem over one with a character too few": lambda text, c: one_character(text, c, 0),
+    "real poem over one with a character too many": lambda text, c: one_character(text, c, 2),
+    "real poem over one with a line too few": lambda text, _: text.rpartition("\n")[0] or text[:6],
+    "real poem over one with a line too many": lambda text, _: f"{text}\n{text.splitlines()[0]}",
+}
 
 
 def make_reward(given: argparse.Namespace, pairs: Path, half: int) -> Path:
@@ -107,12 +149,16 @@ def make_reward(given: argparse.Namespace, pairs: Path, half: int) -> Path:
                 writer.write(row)
     config = TrainConfig(
         epochs=given.reward_epochs, batch_tokens=8 * SEQ_LEN, max_seq_len=SEQ_LEN,
-        learning_rate=given.reward_rate, seed=half + 1, micro_batch=8,
+        learning_rate=given.reward_rate, seed=half + 1, micro_batch=8, compile="off",
     )  # fmt: skip
     model = reward(own, given.start, run, config, RewardConfig(), renew=True)
     found = compare_heldout(Scorer.load(model), own)
-    right = fmean(found.scores[a] > found.scores[b] for a, b in found.pairs)
-    say(f"reward model {half}: right on {right:.2f} of {len(found.pairs)} held-out pairs")
+    right = defaultdict(list)
+    for (better, worse), kind in zip(found.pairs, found.kinds, strict=True):
+        for name in (kind, "all"):
+            right[name].append(found.scores[better] > found.scores[worse])
+    for name, wins in right.items():
+        say(f"reward model {half}: right on {fmean(wins):.2f} of {len(wins)} held-out, {name}")
     return run
 
 
@@ -120,7 +166,7 @@ def train_policy(given: argparse.Namespace, scorers: Sequence[Path], seed: int, 
     """Run PPO with the first reward model; the second looks on."""
     config = TrainConfig(
         steps=given.steps, max_seq_len=SEQ_LEN, learning_rate=given.learning_rate,
-        schedule="constant", warmup_share=0.05, eval_every=32, log_every=1, micro_batch=8,
+        schedule="constant", warmup_share=0.05, eval_every=48, log_every=1, micro_batch=8,
         seed=seed,
     )  # fmt: skip
     settings = PpoConfig(

@@ -2,9 +2,9 @@
 
     python benchmarks/preference_losses.py runs/demo --out runs/losses [--losses dpo kto]
 
-Takes the tuned model and the pairs of a finished run, or the first --pairs of them. What is
-finished in --out is not trained again. Prints what is measured on held-out pairs before and after,
-as a table in Markdown; draws losses.png in --out.
+Takes the tuned model and the pairs of a finished run, or the first --pairs of them, of one --kind
+alone. What is finished in --out is not trained again. Prints what is measured on held-out pairs
+before and after, as a table in Markdown; draws losses.png in --out.
 """
 
 from __future__ import annotations
@@ -79,14 +79,15 @@ def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
-def first_pairs(folder: Path, out: Path, count: int | None) -> Path:
-    """Return a folder of the first `count` pairs and a fourth as many held-out ones, or of all."""
-    if count is None:
+def first_pairs(folder: Path, out: Path, count: int | None, kind: str | None) -> Path:
+    """Return a folder of the first `count` pairs of a kind and half as many held out, or of all."""
+    if count is None and kind is None:
         return folder
     out.mkdir(parents=True, exist_ok=True)
-    for name, most in ((TRAIN, count), (HELDOUT, count // 4)):
+    for name, most in ((TRAIN, count), (HELDOUT, count and count // 2)):
+        rows = (row for row in read_jsonl(folder / name) if kind in (None, row["kind"]))
         with JsonlWriter(out / name) as writer:
-            for row in islice(read_jsonl(folder / name), most):
+            for row in islice(rows, most):
                 writer.write(row)
     return out
 
@@ -101,15 +102,18 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--batch_tokens", type=int, default=8192)
     parser.add_argument("--pairs", type=int, default=None)
+    parser.add_argument("--kind", default=None)
+    parser.add_argument("--max_seq_len", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args()
     config = TrainConfig(
-        steps=options.steps, batch_tokens=options.batch_tokens, max_seq_len=1024, micro_batch=4,
-        learning_rate=options.learning_rate, log_every=1, eval_every=options.steps // 4,
+        steps=options.steps, batch_tokens=options.batch_tokens, max_seq_len=options.max_seq_len,
+        micro_batch=4,
+        learning_rate=options.learning_rate, log_every=1, eval_every=options.steps // 2,
         threads=options.threads, compile="off",
     )  # fmt: skip
     start, runs = find_model(options.run / "sft"), {}
-    pairs = first_pairs(options.run / "pairs", options.out / "pairs", options.pairs)
+    pairs = first_pairs(options.run / "pairs", options.out / "pairs", options.pairs, options.kind)
     for name in options.losses:
         out = options.out / name
         dpo(

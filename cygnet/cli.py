@@ -70,6 +70,15 @@ VERBS = {
         ("cygnet dpo --from runs/first-sft --out runs/first-dpo",
          "cygnet dpo --from runs/first-sft --data pairs.jsonl --beta 0.2"),
     ),
+    "distill": Verb(
+        "learn from a larger model: from its probabilities, or from its answers",
+        "cygnet.commands.distill", "DistillCommand", "distill_command",
+        ("cygnet distill --teacher runs/large --preset 26m --out runs/small",
+         "cygnet distill --teacher runs/large-sft --from runs/small-sft "
+         "--learn_from conversations --on_policy 0.5",
+         "cygnet distill --teacher_url http://127.0.0.1:8000/v1 --from runs/small-sft "
+         "--data prompts.jsonl"),
+    ),
     "reward": Verb(
         "learn to judge: a reward model from pairs or ratings",
         "cygnet.commands.reward", "RewardCommand", "reward_command",

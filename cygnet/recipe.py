@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+import tyro
 
 from cygnet.commands.reward import measure
 from cygnet.config import ModelConfig, TrainConfig, as_yaml, stages_of_run
@@ -19,8 +21,11 @@ from cygnet.corpus.pipeline import DataConfig, prepare
 from cygnet.errors import UserError
 from cygnet.evals.report import write_report
 from cygnet.evals.result import EvalConfig
+from cygnet.export.huggingface import find_model
 from cygnet.files import folder_atomic, write_atomic
 from cygnet.progress import say
+from cygnet.stages.distill import DistillConfig
+from cygnet.stages.distill_run import distill
 from cygnet.stages.dpo import DpoConfig, dpo
 from cygnet.stages.grpo import GrpoConfig
 from cygnet.stages.grpo_run import grpo
@@ -41,7 +46,7 @@ from cygnet.train.parallel.choose import check_parallel
 from cygnet.train.parallel.group import first, on_rank_zero, world
 from cygnet.train.run_folder import keep_aside
 
-After = Literal["sft", "dpo", "reward", "ppo", "grpo"]
+After = Literal["distill", "sft", "dpo", "reward", "ppo", "grpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,10 @@ class RunCommand:
     pairs: PairConfig = PairConfig()
     preference: DpoConfig = DpoConfig()
     dpo: TrainConfig = TrainConfig()
+    teacher: Annotated[Path | None, tyro.conf.arg(metavar="RUN_OR_MODEL")] = None
+    """Of distill: a model with the same tokenizer."""
+    distillation: DistillConfig = DistillConfig()
+    distill: TrainConfig = TrainConfig()
     judging: RewardConfig = RewardConfig()
     reward: TrainConfig = TrainConfig()
     rlhf: PpoConfig = PpoConfig()
@@ -85,6 +94,10 @@ def run_command(config: RunCommand) -> None:
     twice = sorted({stage for stage in config.stages if config.stages.count(stage) > 1})
     if twice:
         raise UserError(f"stages: {twice[0]} stands there twice; each has one folder in a run")
+    if "distill" in config.stages:
+        if config.teacher is None:
+            raise UserError("stages: distill needs a model to learn from: --teacher RUN_OR_MODEL")
+        find_model(config.teacher)
     if "ppo" in config.stages and "reward" not in config.stages[: config.stages.index("ppo")]:
         raise UserError("stages: ppo needs a reward model; put reward before it")
     for stage in ("pretrain", *config.stages):
@@ -120,6 +133,17 @@ class _Way:
             self.last = pretrain(
                 self.data, tokenizer, run / "shards" / "pretrain", run / "pretrain",
                 config.model, config.pretrain, renew=True,
+            )  # fmt: skip
+
+    def distill(self) -> None:
+        """A teacher's probabilities to a smaller model that predicts as it does."""
+        config, conversations = self.config, self.config.distillation.learn_from == "conversations"
+        data = self.instructions if conversations else self.data
+        with _flags_of("distill"):
+            self.last = distill(
+                find_model(config.teacher or Path()), self.last, config.model, data,
+                self.run / "shards" / "distill", self.run / "distill", config.distill,
+                config.distillation, renew=True,
             )  # fmt: skip
 
     def sft(self) -> None:

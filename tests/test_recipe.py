@@ -152,7 +152,11 @@ def test_a_recipe_takes_the_stages_that_it_names(
 
 @pytest.mark.parametrize(
     ("stages", "said"),
-    [("sft sft", "sft stands there twice"), ("sft ppo", "put reward before it")],
+    [
+        ("sft sft", "sft stands there twice"),
+        ("sft ppo", "put reward before it"),
+        ("distill", "distill needs a model to learn from"),
+    ],
 )
 def test_a_recipe_that_cannot_be_followed_says_why(
     stages: str, said: str, own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

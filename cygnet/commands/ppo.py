@@ -12,9 +12,10 @@ from cygnet.config import TrainConfig
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.errors import UserError
 from cygnet.export.huggingface import find_model
+from cygnet.model.lora import LoraConfig
 from cygnet.stages.ppo import PpoConfig, ppo
 from cygnet.stages.prompts import asked_prompts, read_prompts
-from cygnet.steps import From, Train, finish, learnt_instructions, required
+from cygnet.steps import From, Lora, Train, finish, learnt_instructions, required
 from cygnet.train.parallel.group import connect, first
 
 HELDOUT_SHARE = 0.05
@@ -39,6 +40,7 @@ class PpoCommand:
     """The run folder."""
     instructions: InstructionConfig = InstructionConfig()
     settings: Annotated[PpoConfig, tyro.conf.arg(name="")] = PpoConfig()
+    lora: Lora = LoraConfig()
     train: Train = TrainConfig(epochs=1, learning_rate=1e-4, schedule="constant", eval_every=40)
 
 
@@ -59,6 +61,6 @@ def ppo_command(config: PpoCommand) -> None:
             )
     model = ppo(
         prompts, start, config.reward_model, config.judge_model, config.out, config.train,
-        config.settings,
+        config.settings, lora=config.lora,
     )  # fmt: skip
     finish(config.out, model, f"cygnet chat {config.out}")

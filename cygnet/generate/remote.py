@@ -10,7 +10,7 @@ import http.client
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import IO, Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -82,37 +82,64 @@ class Server:
 
     def answer(self, messages: Sequence[dict[str, Any]], sampling: Sampling) -> Pieces:
         """See `Source.answer`."""
+        yield from self._streamed(messages, sampling)
+
+    def whole_answer(
+        self, messages: Sequence[dict[str, Any]], sampling: Sampling
+    ) -> tuple[dict[str, Any], str]:
+        """Return the answer as a message, and why it ended: `stop`, `length`, ...
+
+        Raises: as `Source.answer`.
+        """
+        pieces, content, reasoning = self._streamed(messages, sampling), "", ""
+        while True:
+            try:
+                piece = next(pieces)
+            except StopIteration as end:
+                message = {"role": "assistant", "content": content}
+                if reasoning:
+                    message["reasoning_content"] = reasoning
+                return message, end.value
+            content += piece.content
+            reasoning += piece.reasoning
+
+    def _streamed(
+        self, messages: Sequence[dict[str, Any]], sampling: Sampling
+    ) -> Generator[Piece, None, str]:
+        """Yield the answer piece by piece; return why it ended."""
         body = {"model": self.model, "messages": [*messages], "stream": True, **settings(sampling)}
         try:
             with self._open("/chat/completions", SILENCE_S, body) as response:
                 if response.headers.get_content_type() != "text/event-stream":
                     raise self._foreign()
-                is_whole = False
-                for delta, is_last in self._deltas(response):
+                ended = ""
+                for delta, reason in self._deltas(response):
                     reasoning = delta.get("reasoning_content") or delta.get("reasoning")
                     if isinstance(reasoning, str) and reasoning:
                         yield Piece(reasoning=reasoning)
                     if isinstance(delta.get("content"), str) and delta["content"]:
                         yield Piece(content=delta["content"])
-                    is_whole = is_whole or is_last
+                    ended = ended or reason
         except urllib.error.HTTPError as error:
             self._refuse(error)
-        if not is_whole:
+        if not ended:
             raise UserError(f"{self.url}: the server broke off in the middle of its answer")
+        return ended
 
-    def _deltas(self, response: IO[bytes]) -> Iterator[tuple[Mapping[str, Any], bool]]:
-        """Yield what each event adds, and whether the answer is whole with it."""
+    def _deltas(self, response: IO[bytes]) -> Iterator[tuple[Mapping[str, Any], str]]:
+        """Yield what each event adds and, where the answer is whole with it, why it ended."""
         for chunk in self._events(response):
             if chunk is None:
-                yield {}, True
+                yield {}, "stop"
                 return
             if "error" in chunk:
                 raise UserError(f"{self.url}: {_told(chunk)}")
             choices = chunk.get("choices")
             if choices and isinstance(choices, list) and isinstance(choices[0], dict):
                 delta = choices[0].get("delta")
-                is_last = choices[0].get("finish_reason") is not None
-                yield (delta if isinstance(delta, dict) else {}), is_last
+                reason = choices[0].get("finish_reason")
+                ended = "" if reason is None else str(reason) or "stop"
+                yield (delta if isinstance(delta, dict) else {}), ended
 
     def _events(self, response: IO[bytes]) -> Iterator[dict[str, Any] | None]:
         """Yield the objects of an event stream up to where it is cut, or none at its end."""

@@ -17,15 +17,15 @@ from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cygnet.config import TrainConfig
 from cygnet.errors import UserError
-from cygnet.export.huggingface import WEIGHTS_FILE, find_model, load_scorer, save_folder
+from cygnet.export.huggingface import WEIGHTS_FILE, find_model, load_scorer
 from cygnet.files import sha256_file
 from cygnet.generate.scorer import Scorer
+from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
 from cygnet.stages.groups import answer_seed
@@ -52,8 +52,7 @@ from cygnet.stages.prompts import Split, with_room
 from cygnet.stages.rollout import Roller, RolloutConfig
 from cygnet.stages.samples import Prompts
 from cygnet.stages.tricks import Tricks
-from cygnet.text.loader import IGNORE, Batch, permute
-from cygnet.text.tokenizer import Tokenizer
+from cygnet.text.loader import IGNORE, Batch, endless_order
 from cygnet.train.guards import RunStopped
 from cygnet.train.hardware import find_hardware
 from cygnet.train.parallel.group import largest
@@ -80,7 +79,7 @@ class PpoConfig:
     minibatches: int = 4
     """Optimizer steps in each pass."""
     temperature: float = 1.0
-    """Of the answers. Log-probabilities are those of temperature 1: another one is off-policy."""
+    """Divides the logits, where answers are drawn and in the loss."""
     max_new_tokens: int = 160
     """Longest answer."""
     heldout_prompts: int = 32
@@ -260,12 +259,8 @@ class PpoStage:
 
     def _order(self, first: int, count: int, size: int, *what: int) -> list[int]:
         """Return entries `first` to `first + count - 1` of an endless order of 0 to size - 1."""
-        seed = answer_seed(self.seed, *what)
-        epochs, ranks = np.divmod(np.arange(first, first + count), size)
-        parts = [
-            permute(ranks[epochs == epoch], size, seed, int(epoch)) for epoch in np.unique(epochs)
-        ]
-        return [int(place) for part in parts for place in part]
+        found: list[int] = endless_order(first, count, size, answer_seed(self.seed, *what)).tolist()
+        return found
 
     # Steps
 
@@ -372,6 +367,7 @@ def ppo(
     config: TrainConfig,
     settings: PpoConfig,
     renew: bool = False,
+    lora: LoraConfig = NO_LORA,
 ) -> Path:
     """Train the model at `start` to please a reward model, and return the model folder.
 
@@ -383,7 +379,7 @@ def ppo(
         run: the run folder.
         config: training settings.
         settings: of PPO.
-        renew: see `train_and_save`.
+        renew, lora: see `train_and_save`.
 
     Raises:
         UserError: a folder holds no model of its kind, or no prompt leaves room for an answer.
@@ -430,10 +426,10 @@ def ppo(
         samples = Prompts(tokenizer, roller.encode(heldout[:SAMPLE_ROWS]), config.max_seq_len)
         return PpoStage(train, heldout, answerer, config, settings, samples)
 
-    def save(trained: Transformer, tokenizer: Tokenizer, folder: Path) -> None:
-        save_folder(_scoring(trained).without_score(), tokenizer, folder)
-
-    return train_and_save("ppo", model, tokenizer, stage, config, run, inputs, renew, save)
+    return train_and_save(
+        "ppo", model, tokenizer, stage, config, run, inputs, renew, lora=lora, start=start,
+        final=lambda trained: _scoring(trained).without_score(),
+    )  # fmt: skip
 
 
 def _take_head(model: ScoringTransformer, reward_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -47,9 +48,7 @@ def pretrain(
         model, tokenizer, inputs["start"] = load_start(start)
     else:
         tokenizer = Tokenizer.load(tokenizer_folder)
-        sizes = {**vars(model_config), "vocab_size": tokenizer.vocab_size}
-        model = Transformer(ModelConfig(**sizes))
-        model.initialize(torch.Generator().manual_seed(config.seed))
+        model = new_model(model_config, tokenizer, config.seed)
     check_context(model, config)
     inputs["data"] = sha256_file(data / "manifest.json")
     inputs["tokenizer"] = tokenizer.hash
@@ -60,6 +59,13 @@ def pretrain(
         return NextTokenStage("pretrain", *open_shards(shards, tokenizer.hash), config, tokenizer)
 
     return train_and_save("pretrain", model, tokenizer, stage, config, run, inputs, renew)
+
+
+def new_model(config: ModelConfig, tokenizer: Tokenizer, seed: int) -> Transformer:
+    """Return a model of these sizes with the tokenizer's vocabulary; `seed` draws its weights."""
+    model = Transformer(dataclasses.replace(config, vocab_size=tokenizer.vocab_size))
+    model.initialize(torch.Generator().manual_seed(seed))
+    return model
 
 
 def check_context(model: Transformer, config: TrainConfig) -> None:

@@ -26,6 +26,7 @@ from cygnet.errors import UserError
 from cygnet.export.huggingface import save_folder
 from cygnet.files import sha256_file
 from cygnet.generate.scorer import Scorer, fitting_ids
+from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say
@@ -40,7 +41,7 @@ from cygnet.stages.reward_losses import (
     scale_thresholds,
 )
 from cygnet.text.chat import encode_chat
-from cygnet.text.loader import IGNORE, Batch, permute
+from cygnet.text.loader import IGNORE, Batch, endless_order
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.stage import Call
 
@@ -185,13 +186,7 @@ class RewardStage:
 
     def _places(self, number: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         first = number * self.rows_per_batch
-        epochs, ranks = np.divmod(np.arange(first, first + self.rows_per_batch), self.num_rows)
-        return np.concatenate(
-            [
-                permute(ranks[epochs == epoch], self.num_rows, self.seed, int(epoch))
-                for epoch in np.unique(epochs)
-            ]
-        )
+        return endless_order(first, self.rows_per_batch, self.num_rows, self.seed)
 
 
 def _wins(better: Tensor, worse: Tensor) -> Tensor:
@@ -280,6 +275,7 @@ def reward(
     config: TrainConfig,
     loss: RewardConfig,
     renew: bool = False,
+    lora: LoraConfig = NO_LORA,
 ) -> Path:
     """Train a reward model from the model at `start` and return its folder.
 
@@ -289,7 +285,7 @@ def reward(
         run: the run folder.
         config: training settings.
         loss: what is learnt.
-        renew: see `train_and_save`.
+        renew, lora: see `train_and_save`.
 
     Raises:
         UserError: `start` is no model, or nothing fits a row.
@@ -340,8 +336,9 @@ def reward(
         save_folder(trained, tokenizer, folder, {"reward": notes})
 
     return train_and_save(
-        "reward", scorer_around(model), tokenizer, stage, config, run, inputs, renew, save
-    )
+        "reward", scorer_around(model), tokenizer, stage, config, run, inputs, renew, save,
+        lora, start,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,26 +139,28 @@ def _said(content: str) -> Row:
 
 
 def _arithmetic(rng: random.Random) -> tuple[str, Row, list[Row]]:
-    """Make an addition; the answer adds ones, then tens, then says the sum."""
+    """Make an addition; the answer writes it in digits, adds ones and tens, and says the sum.
+
+    Small models add digit by digit and not at one glance: what an answer needs next always stands
+    a few tokens before.
+    """
     a, b = rng.randint(10, 99), rng.randint(10, 99)
     script = rng.choice(("digits", "words", "chinese"))
     question, spelt = {
-        "digits": (f"What is {a} plus {b}?", str(a + b)),
-        "words": (f"What is {in_words(a)} plus {in_words(b)}?", in_words(a + b)),
-        "chinese": (f"{in_chinese(a)}加{in_chinese(b)}等于多少？", in_chinese(a + b)),
+        "digits": (f"What is {a} plus {b}?", ""),
+        "words": (f"What is {in_words(a)} plus {in_words(b)}?", f", {in_words(a + b)}"),
+        "chinese": (f"{in_chinese(a)}加{in_chinese(b)}等于多少？", f"，{in_chinese(a + b)}"),
     }[script]
-    carry = (a % 10 + b % 10) // 10
-    ones = f"{a % 10}+{b % 10}={a % 10 + b % 10}"
-    carried = "+1" if carry else ""
-    tens = f"{a // 10}+{b // 10}{carried}={a // 10 + b // 10 + carry}"
+    ones = a % 10 + b % 10
+    carry = ones // 10
+    working = f"{a % 10}+{b % 10}={ones}, {a // 10}+{b // 10}+{carry}={a // 10 + b // 10 + carry}"
     row = {
         "prompt": question,
         "kind": f"arithmetic in {script}",
         "answer": a + b,
         "script": script,
     }
-    key = f"{min(a, b)}+{max(a, b)}"
-    return key, row, [_said(f"{ones}, {tens}: {spelt}")]
+    return f"{min(a, b)}+{max(a, b)}", row, [_said(f"{a}+{b}: {working}: {a + b}{spelt}")]
 
 
 def _spelling(rng: random.Random) -> tuple[str, Row, list[Row]]:

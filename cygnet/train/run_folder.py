@@ -33,6 +33,7 @@ HASHED = {
     "heldout_pairs": "the held-out pairs",
     "tokenizer": "the tokenizer",
     "start": "the model to start from",
+    "teacher": "the teacher",
     "model": "the model",
     "heldout.data": "the held-out text",
     "heldout.instructions": "the held-out conversations",

@@ -11,7 +11,9 @@ import torch
 from cygnet.commands.ppo import PpoCommand, ppo_command
 from cygnet.config import TrainConfig
 from cygnet.errors import UserError
+from cygnet.export.adapter import with_adapter
 from cygnet.export.huggingface import load_folder, save_folder
+from cygnet.model.lora import LoraConfig
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.stages.ppo import PpoConfig
 from cygnet.text.tokenizer import Tokenizer
@@ -70,6 +72,18 @@ def test_a_run_leaves_a_language_model_that_has_learnt(
     assert sum("value_loss" in line for line in found) == 6
     ppo_command(command)
     assert "up to date" in capsys.readouterr().err
+
+
+def test_a_policy_learns_by_adapters_too(command: PpoCommand) -> None:
+    """The value head is trained with them, and stays out of what is kept."""
+    ppo_command(replace(command, lora=LoraConfig(lora=True, lora_rank=4)))
+    start, _ = load_folder(command.from_ or Path())
+    found, _ = load_folder(command.out)
+    merged = with_adapter(start, command.out / "adapter")
+    assert all(map(torch.equal, merged.state_dict().values(), found.state_dict().values()))
+    rollouts = [line for line in lines(command.out) if "kl" in line]
+    assert rollouts[0]["kl"] == pytest.approx(0, abs=1e-3)
+    assert rollouts[1]["kl"] != 0
 
 
 def test_a_run_that_is_cut_within_a_rollout_goes_on_with_it(

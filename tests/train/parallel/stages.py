@@ -4,6 +4,7 @@ A stage is made alike in every process, from what is in the request alone.
 """
 
 import copy
+import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,14 +14,17 @@ import torch
 from torch import Tensor
 
 from cygnet.config import TrainConfig
+from cygnet.generate.runner import laid_out
 from cygnet.model.lora import LoraConfig, add_lora
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
 from cygnet.stages.answer_rows import AnswerBatch, answer_log_probs, lay_out, with_reference
+from cygnet.stages.distill import DistillConfig, DistillStage
 from cygnet.stages.dpo import DpoConfig, DpoStage, KtoStage
 from cygnet.stages.grpo import GrpoConfig, GrpoStage
 from cygnet.stages.kto import labelled_batch
 from cygnet.stages.next_token import NextTokenStage
+from cygnet.stages.on_policy import OnPolicyStage
 from cygnet.stages.ppo import PpoConfig, PpoStage
 from cygnet.stages.ppo_rollout import Answerer
 from cygnet.stages.reward import RewardConfig, RewardStage, pack, scorer_around
@@ -30,6 +34,7 @@ from cygnet.text.shards import ShardReader
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.parallel.group import gather, world
 from cygnet.train.stage import Policy
+from tests.models import random_model
 
 Made = tuple[Transformer, Any]
 Maker = Callable[[Transformer, ShardReader, TrainConfig, Tokenizer], Made]
@@ -128,6 +133,31 @@ def _ppo(
     )  # fmt: skip
     policy = ScoringTransformer.around(model)
     return policy, PpoStage(prompts, prompts, answerer, config, settings)
+
+
+def _teacher(model: Transformer) -> Transformer:
+    sizes = dataclasses.replace(model.config, hidden_size=48)
+    return laid_out(random_model(sizes, seed=5))
+
+
+def _distill(
+    model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+) -> Made:
+    method = DistillConfig(alpha=0.3, temperature=2, divergence="jsd", top_k=20)
+    return model, DistillStage(_teacher(model), shards, shards, config, tokenizer, method)
+
+
+def _on_policy(
+    model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+) -> Made:
+    method = DistillConfig(
+        divergence="reverse_kl", learn_from="conversations", on_policy=0.5, max_new_tokens=10
+    )
+    asked = [{"prompt": text} for text in "abcdefgh"]
+    stage = OnPolicyStage(
+        _teacher(model), shards, shards, config, tokenizer, method, asked, asked[:3]
+    )
+    return model, stage
 
 
 @dataclass(frozen=True)
@@ -239,6 +269,8 @@ MAKERS: dict[str, Maker] = {
     "qlora": _adapted(quantize="nf4"),
     "dropout": _adapted(lora_dropout=0.3),
     "reward": _reward,
+    "distill": _distill,
+    "on_policy": _on_policy,
 }
 DRAWING = ("dropout",)
 """Those in which each process draws numbers of its own, so that several are not one."""

@@ -37,7 +37,7 @@ def test_several_processes_are_one(
     # The loss of answers against each other may be nearly zero.
     assert losses(several) == pytest.approx(losses(one), rel=1e-4, abs=1e-6)
     assert losses(several, "grad_norm") == pytest.approx(losses(one, "grad_norm"), rel=1e-3)
-    for name in ("heldout_size", "heldout_loss"):
+    for name in ("heldout_size", "heldout_loss", "heldout_own_divergence"):
         assert losses(several, name) == pytest.approx(losses(one, name), rel=1e-4)
     expected, found = weights(one), weights(several)
     assert found.keys() == expected.keys()
