@@ -16,6 +16,9 @@ MAX_POINTS = 400
 SMOOTHED_SHARE = 0.03
 """Share of the points that a running mean covers on either side."""
 PNG_DPI = 120
+OF_A_KIND = "heldout_loss/"
+MAX_KINDS = 9
+_DRAWN_NAME = re.compile(r"[a-z0-9][\w.-]*", re.ASCII | re.IGNORECASE)
 Row = Mapping[str, Any]
 
 
@@ -84,7 +87,29 @@ def draw_curves(log: Sequence[Row], colours: Palette) -> dict[str, Any]:
         if points:
             others = [_points(log, key) for key in curve.heldout]
             figures[curve.name] = _draw(curve, points, [p for p in others if p], colours)
+    kinds = sorted({key for row in log for key in row if key.startswith(OF_A_KIND)})
+    if kinds:
+        figures["heldout_kinds"] = _draw_kinds(log, kinds, colours)
     return figures
+
+
+def _draw_kinds(log: Sequence[Row], kinds: Sequence[str], colours: Palette) -> Any:
+    """Return the held-out loss of each kind of data, the first `MAX_KINDS` of them."""
+    figure, axes = _empty("held-out loss of each kind of data", colours)
+    for place, key in enumerate(kinds[:MAX_KINDS]):
+        name = key.removeprefix(OF_A_KIND)
+        axes.plot(
+            *zip(*_points(log, key), strict=True),
+            color=(colours.line, colours.second, colours.ink)[place % 3],
+            linestyle=("-", "--", ":")[place // 3],
+            linewidth=1.5,
+            marker="o",
+            markersize=2.5,
+            label=name if _DRAWN_NAME.fullmatch(name) else f"kind {place + 1}",
+        )
+    axes.legend(fontsize=7.5, frameon=False, labelcolor=colours.ink, ncols=2)
+    axes.set_xlabel("step", fontsize=8.5, color=colours.ink)
+    return figure
 
 
 def draw_calibration(bins: Sequence[tuple[float, float, int]], colours: Palette) -> Any:

@@ -34,6 +34,9 @@ def make_stage(run: Path, name: str, share: float, answer: str = "an answer") ->
          "epoch_time": 3.0, "heldout_loss": 9.5 - s, "elapsed_s": 6.0 * s}
         for s in range(1, 6)
     ]  # fmt: skip
+    if name == "sft":
+        rows[0] |= {"heldout_loss/poem": 3.0, f"heldout_loss/{HOSTILE}": 2.5}
+        rows[4] |= {"heldout_loss/poem": 2.0, "heldout_loss/诗": 1.5}
     (run / name / "config.yaml").write_text("model:\n  hidden_size: 512\n")
     (run / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -120,8 +123,8 @@ def test_sizes_stand_at_the_top(run):
 
 def test_curves_of_each_stage(run):
     seen = read(write_report(run, ["pretrain", "sft"]))
-    assert seen.tags.count("svg") == 8
-    for name in ("loss", "learning_rate", "tokens_per_second", "epoch_time"):
+    assert seen.tags.count("svg") == 8 + 1
+    for name in ("loss", "heldout_kinds", "learning_rate", "tokens_per_second", "epoch_time"):
         content = (run / "sft" / "plots" / f"{name}.png").read_bytes()
         assert content.startswith(b"\x89PNG")
 
@@ -138,7 +141,7 @@ def test_stage_without_evaluation_or_log(run):
     (run / "pretrain" / "metrics.jsonl").unlink()
     seen = read(write_report(run, ["pretrain", "sft"]))
     assert "It was not evaluated." in seen.text
-    assert seen.tags.count("svg") == 4
+    assert seen.tags.count("svg") == 4 + 1
 
 
 def test_text_without_questions_or_poems(tmp_path):
