@@ -28,7 +28,7 @@ from cygnet.generate.sampling import Sampling
 from cygnet.messages import Message
 from cygnet.progress import progress, say
 from cygnet.stages.groups import is_held_out
-from cygnet.stages.on_policy import question_of
+from cygnet.stages.on_policy import question_of, read_questions
 from cygnet.stages.rollout import prompt_messages
 
 Row = Mapping[str, Any]
@@ -104,7 +104,7 @@ class AnswerCounts:
     """The first few reasons."""
 
 
-def read_prompts(paths: Sequence[str]) -> tuple[list[Row], list[Row]]:
+def read_prompts(paths: Sequence[str]) -> tuple[Sequence[Row], Sequence[Row]]:
     """Return prompts to learn from and held-out ones; a hash of the prompt parts them.
 
     Args:
@@ -127,17 +127,17 @@ def read_prompts(paths: Sequence[str]) -> tuple[list[Row], list[Row]]:
                 raise UserError(f"{path}, line {line}: {error}") from error
     unique = {_key(row["prompt"]): row for row in found if not row.get("tools")}.values()
     both: tuple[list[Row], list[Row]] = ([], [])
-    for row in unique:
-        both[is_held_out(row, HELDOUT_SHARE)].append(row)
+    for asked in unique:
+        both[is_held_out(asked, HELDOUT_SHARE)].append(asked)
     return both
 
 
-def prompts_of(instructions: Path) -> tuple[list[Row], list[Row]]:
+def prompts_of(instructions: Path) -> tuple[Sequence[Row], Sequence[Row]]:
     """Return the prompts of an instructions folder, in its own split; those with tools left out."""
     both = []
     for name in (TRAIN, HELDOUT):
-        rows = (question_of(row) for row in read_jsonl(instructions / name))
-        unique = {_key(row["prompt"]): row for row in rows if row and not row.get("tools")}
+        rows = read_questions(instructions / name)
+        unique = {_key(row["prompt"]): row for row in rows if not row.get("tools")}
         both.append(list(unique.values()))
     return both[0], both[1]
 
