@@ -2,20 +2,23 @@
 
     python benchmarks/preference_losses.py runs/demo --out runs/losses [--losses dpo kto]
 
-Takes the tuned model and the pairs of a finished run. What is finished in --out is not trained
-again. Prints held-out accuracy and margin before and after, and what they cost, as a table in
-Markdown; draws losses.png in --out.
+Takes the tuned model and the pairs of a finished run, or the first --pairs of them, of one --kind
+alone. What is finished in --out is not trained again. Prints what is measured on held-out pairs
+before and after, as a table in Markdown; draws losses.png in --out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cygnet.config import TrainConfig
+from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.export.huggingface import find_model
+from cygnet.files import JsonlWriter, read_jsonl
 from cygnet.stages.dpo import DpoConfig, dpo
 
 LOSSES = {
@@ -76,6 +79,19 @@ def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+def first_pairs(folder: Path, out: Path, count: int | None, kind: str | None) -> Path:
+    """Return a folder of the first `count` pairs of a kind and half as many held out, or of all."""
+    if count is None and kind is None:
+        return folder
+    out.mkdir(parents=True, exist_ok=True)
+    for name, most in ((TRAIN, count), (HELDOUT, count and count // 2)):
+        rows = (row for row in read_jsonl(folder / name) if kind in (None, row["kind"]))
+        with JsonlWriter(out / name) as writer:
+            for row in islice(rows, most):
+                writer.write(row)
+    return out
+
+
 def main() -> None:
     """Train with each loss, and compare."""
     parser = argparse.ArgumentParser()
@@ -84,17 +100,24 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--batch_tokens", type=int, default=8192)
+    parser.add_argument("--pairs", type=int, default=None)
+    parser.add_argument("--kind", default=None)
+    parser.add_argument("--max_seq_len", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args()
     config = TrainConfig(
-        steps=options.steps, batch_tokens=8192, max_seq_len=1024, micro_batch=4, compile="off",
-        learning_rate=options.learning_rate, log_every=1, eval_every=5, threads=options.threads,
+        steps=options.steps, batch_tokens=options.batch_tokens, max_seq_len=options.max_seq_len,
+        micro_batch=4,
+        learning_rate=options.learning_rate, log_every=1, eval_every=options.steps // 2,
+        threads=options.threads, compile="off",
     )  # fmt: skip
     start, runs = find_model(options.run / "sft"), {}
+    pairs = first_pairs(options.run / "pairs", options.out / "pairs", options.pairs, options.kind)
     for name in options.losses:
         out = options.out / name
         dpo(
-            options.run / "pairs", start, options.out / "reference", out, config, LOSSES[name],
+            pairs, start, options.out / "reference", out, config, LOSSES[name],
             renew=True,
         )  # fmt: skip
         runs[name] = read_lines(out)

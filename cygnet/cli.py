@@ -85,6 +85,13 @@ VERBS = {
         ("cygnet reward --from runs/first-sft --out runs/first-reward",
          "cygnet reward --from runs/first-sft --data ratings.jsonl --epochs 1"),
     ),
+    "ppo": Verb(
+        "raise what a reward model gives: proximal policy optimization (RLHF)",
+        "cygnet.commands.ppo", "PpoCommand", "ppo_command",
+        ("cygnet ppo --from runs/first-sft --reward_model runs/first-reward",
+         "cygnet ppo --from runs/first-sft --reward_model runs/first-reward "
+         "--judge_model runs/second-reward --target_kl 6 --data prompts.jsonl"),
+    ),
     "grpo": Verb(
         "get better at what can be checked: reinforcement learning from rewards",
         "cygnet.commands.grpo", "GrpoCommand", "grpo_command",
@@ -129,6 +136,12 @@ VERBS = {
         ("cygnet plan --preset 104m --batch_tokens 32768",
          "cygnet plan --preset 104m --processes 64 --parallel fsdp",
          "cygnet plan --processes 2 --deepspeed configs/deepspeed/zero1.json"),
+    ),
+    "tasks": Verb(
+        "questions with answers that can be checked, to try reinforcement learning on",
+        "cygnet.commands.tasks", "TasksCommand", "tasks_command",
+        ("cygnet tasks --task arithmetic --out runs/tasks/arithmetic",
+         "cygnet tasks --task tools --num_sft 200 --two_calls 0"),
     ),
     "compare": Verb(
         "training runs side by side: a table, and a picture of their losses",

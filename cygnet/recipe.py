@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from cygnet.commands.reward import measure
 from cygnet.config import ModelConfig, TrainConfig, as_yaml, stages_of_run
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.corpus.pipeline import DataConfig, prepare
@@ -21,8 +22,14 @@ from cygnet.evals.result import EvalConfig
 from cygnet.files import folder_atomic, write_atomic
 from cygnet.progress import say
 from cygnet.stages.dpo import DpoConfig, dpo
+from cygnet.stages.grpo import GrpoConfig
+from cygnet.stages.grpo_run import grpo
 from cygnet.stages.pairs import NoPairsError, PairConfig
+from cygnet.stages.ppo import PpoConfig, ppo
 from cygnet.stages.pretrain import pretrain
+from cygnet.stages.prompts import CHECKED, asked_prompts, checkable_prompts
+from cygnet.stages.reward import RewardConfig, reward
+from cygnet.stages.rewards.judge import Judge
 from cygnet.stages.sft import sft
 from cygnet.steps import (
     evaluate_stages,
@@ -34,7 +41,7 @@ from cygnet.train.parallel.choose import check_parallel
 from cygnet.train.parallel.group import first, on_rank_zero, world
 from cygnet.train.run_folder import keep_aside
 
-After = Literal["sft", "dpo"]
+After = Literal["sft", "dpo", "reward", "ppo", "grpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +65,14 @@ class RunCommand:
     pairs: PairConfig = PairConfig()
     preference: DpoConfig = DpoConfig()
     dpo: TrainConfig = TrainConfig()
+    judging: RewardConfig = RewardConfig()
+    reward: TrainConfig = TrainConfig()
+    rlhf: PpoConfig = PpoConfig()
+    ppo: TrainConfig = TrainConfig()
+    rewards: tuple[str, ...] = tuple(CHECKED.values())
+    """What grpo's answers earn for, of rewards that can check an instruction (`cygnet grpo`)."""
+    reinforcement: GrpoConfig = GrpoConfig()
+    grpo: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
 
@@ -70,6 +85,8 @@ def run_command(config: RunCommand) -> None:
     twice = sorted({stage for stage in config.stages if config.stages.count(stage) > 1})
     if twice:
         raise UserError(f"stages: {twice[0]} stands there twice; each has one folder in a run")
+    if "ppo" in config.stages and "reward" not in config.stages[: config.stages.index("ppo")]:
+        raise UserError("stages: ppo needs a reward model; put reward before it")
     for stage in ("pretrain", *config.stages):
         with _flags_of(stage):
             check_parallel(getattr(config, stage), config.model, world().size)  # before the data
@@ -90,6 +107,7 @@ class _Way:
     def __init__(self, config: RunCommand) -> None:
         self.config, self.run, self.wait_s = config, config.out, config.pretrain.timeout_s
         self.last = self.run
+        self.pairs: Path | None = None
 
     def pretrain(self) -> None:
         """Raw text to a model that continues text."""
@@ -115,21 +133,65 @@ class _Way:
     def dpo(self) -> None:
         """Pairs to a model that prefers."""
         config, run = self.config, self.run
-        instructions = self.instructions
-        with first("pairs", self.wait_s):
-            try:
-                with _flags_of("dpo"):
-                    pairs = make_pairs(
-                        instructions, self.last, run / "pairs", config.pairs, config.dpo
-                    )
-            except NoPairsError as error:
-                self._leave_out("dpo", error)
-                return
+        pairs = self._pairs("dpo")
+        if pairs is None:
+            return
         with _flags_of("dpo"):
             self.last = dpo(
                 pairs, self.last, run / "shards" / "dpo", run / "dpo",
                 config.dpo, config.preference, renew=True,
             )  # fmt: skip
+
+    def reward(self) -> None:
+        """Pairs to a model that judges, beside the one that answers."""
+        pairs, config = self._pairs("reward"), self.config
+        if pairs is None:
+            return
+        with _flags_of("reward"):
+            folder = self.run / "reward"
+            judge = reward(pairs, self.last, folder, config.reward, config.judging, renew=True)
+        on_rank_zero(lambda: measure(judge, pairs, folder, config.reward))
+
+    def ppo(self) -> None:
+        """A judge, and what is asked, to a model that pleases it."""
+        judge, config = self.run / "reward", self.config
+        if not (judge / "model").exists():
+            self._leave_out("ppo", UserError("there is no reward model"))
+            return
+        with _flags_of("ppo"):
+            self.last = ppo(
+                asked_prompts(self.instructions), self.last, judge, None, self.run / "ppo",
+                config.ppo, config.rlhf, renew=True,
+            )  # fmt: skip
+
+    def grpo(self) -> None:
+        """What can be checked, to a model that gets it right more often."""
+        config = self.config
+        names = [text.rpartition("=")[0] or text for text in config.rewards]
+        prompts = checkable_prompts(self.instructions, names)
+        if not prompts[0]:
+            self._leave_out("grpo", UserError(f"no instruction is for {', '.join(names)}"))
+            return
+        with _flags_of("grpo"), Judge(config.rewards) as judge:
+            self.last = grpo(
+                prompts, judge, self.last, self.run / "grpo", config.grpo, config.reinforcement,
+                config.rewards, renew=True,
+            )  # fmt: skip
+
+    def _pairs(self, stage: str) -> Path | None:
+        """Return pairs made with the model before the first stage that needs some, or say why
+        there are none."""
+        if self.pairs is None:
+            with first(f"pairs of {stage}", self.wait_s):
+                try:
+                    with _flags_of(stage):
+                        self.pairs = make_pairs(
+                            self.instructions, self.last, self.run / "pairs",
+                            self.config.pairs, getattr(self.config, stage),
+                        )  # fmt: skip
+                except NoPairsError as error:
+                    self._leave_out(stage, error)
+        return self.pairs
 
     @cached_property
     def instructions(self) -> Path:

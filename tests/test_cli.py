@@ -104,13 +104,7 @@ def test_a_misspelt_key_is_named_with_the_nearest(
     assert str(path) in error
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "train_tokenizer.py", "train_pretrain.py", "train_full_sft.py", "train_lora.py",
-        "train_dpo.py",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("train_*.py")))
 def test_launch_files_take_the_flags_of_their_command(name: str) -> None:
     done = subprocess.run(
         [sys.executable, name, "--help"], capture_output=True, text=True, check=False, cwd=ROOT

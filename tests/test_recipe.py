@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cygnet import cli, recipe, steps
+from cygnet.config import read_yaml
 from cygnet.errors import UserError
 from cygnet.files import read_jsonl, sha256_file
 from cygnet.train.hardware import choose_device
@@ -102,6 +103,64 @@ def test_the_whole_way_and_then_only_what_changed(
     assert "sft: made again, for the data changed" in said
     assert re.search("evaluation of pretrain: made again, for .*num_others was 4, now 2", said)
     assert not re.search("[0-9a-f]{16}", said)
+
+
+@pytest.fixture(scope="module")
+def own_poems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, chooser = tmp_path_factory.mktemp("poems"), random.Random(5)
+    characters = "山水月风花雪云雨江河天地人心春秋夜日鸟鱼"
+    rows = []
+    for number in range(60):
+        lines = ["".join(chooser.choices(characters, k=5)) for _ in range(4)]
+        title = "".join(chooser.choices(characters, k=3)) + characters[number % 20]
+        text = f"{lines[0]}，{lines[1]}。\n{lines[2]}，{lines[3]}。"
+        rows.append(json.dumps({"title": title, "form": "五言绝句", "text": text}))
+    (folder / "poems.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+def test_a_recipe_takes_the_stages_that_it_names(
+    own_poems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    more = ["--stages", "sft", "reward", "ppo", "grpo", "--pairs.num-poem-prompts", "6"]
+    for stage in ("reward", "ppo", "grpo"):
+        more += [f"--{stage}.batch-tokens", "512", f"--{stage}.max-seq-len", "128"]
+        more += [f"--{stage}.steps", "2", f"--{stage}.compile", "off"]
+    more += ["--rlhf.answers-per-rollout", "4", "--rlhf.max-new-tokens", "12"]
+    more += ["--reinforcement.prompts-per-step", "2", "--reinforcement.group-size", "2"]
+    more += ["--reinforcement.max-new-tokens", "12", "--corpus.min-chars", "5"]
+    run(own_poems, out, *more)
+    first = contents(out)
+    for name in ("reward/model/config.json", "ppo/metrics.jsonl", "grpo/model/model.safetensors"):
+        assert name in first
+    # The reward model judges; what goes on answering is the last one that answers.
+    assert first["model/model.safetensors"] == first["grpo/model/model.safetensors"]
+    assert read_yaml(out / "grpo/config.yaml")["inputs"]["start"] == sha256_file(
+        out / "ppo/model/model.safetensors"
+    )
+    report = (out / "report.md").read_text()
+    places = [report.index(f"**{stage}**") for stage in ("pretrain", "sft", "ppo", "grpo")]
+    assert places == sorted(places)
+    capsys.readouterr()
+    run(own_poems, out, *more)
+    said = capsys.readouterr().err
+    for step in ("sft", "pairs", "reward", "ppo", "grpo"):
+        assert f"{step}: up to date" in said, step
+    assert contents(out) == first
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [("sft sft", "sft stands there twice"), ("sft ppo", "put reward before it")],
+)
+def test_a_recipe_that_cannot_be_followed_says_why(
+    stages: str, said: str, own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(own_text, tmp_path / "run", "--stages", *stages.split())
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run" / "sft").exists()
 
 
 def test_a_single_stage_is_evaluated_and_reported(

@@ -12,12 +12,13 @@ import tyro
 from cygnet.config import TrainConfig
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.export.huggingface import find_model
+from cygnet.model.lora import LoraConfig
 from cygnet.stages.environments.environment import find_environment
 from cygnet.stages.grpo import GrpoConfig
 from cygnet.stages.grpo_run import grpo
 from cygnet.stages.prompts import CHECKED, Split, checkable_prompts, read_prompts
 from cygnet.stages.rewards.judge import Judge
-from cygnet.steps import From, Train, finish, learnt_instructions, required
+from cygnet.steps import From, Lora, Train, finish, learnt_instructions, required
 from cygnet.train.parallel.group import connect, first
 
 
@@ -47,6 +48,7 @@ class GrpoCommand:
     all), or FILE.py:NAME of an environment."""
     instructions: InstructionConfig = InstructionConfig()
     method: Annotated[GrpoConfig, tyro.conf.arg(name="")] = GrpoConfig()
+    lora: Lora = LoraConfig()
     grpo: Train = TrainConfig(steps=40, learning_rate=5e-3, max_seq_len=256, batch_tokens=4096)
 
 
@@ -66,7 +68,8 @@ def grpo_command(config: GrpoCommand) -> None:
             world = stack.enter_context(find_environment(config.environment))
         prompts = _prompts(config, start, rewards)
         model = grpo(
-            prompts, judge, start, config.out, config.grpo, config.method, rewards, world
+            prompts, judge, start, config.out, config.grpo, config.method, rewards, world,
+            lora=config.lora,
         )  # fmt: skip
     finish(config.out, model, f"cygnet chat {config.out}")
 

@@ -14,11 +14,12 @@ from cygnet.evals.report import write_report
 from cygnet.evals.reward import RESULT, judge_reward, summary
 from cygnet.export.huggingface import find_model
 from cygnet.generate.scorer import Scorer
+from cygnet.model.lora import LoraConfig
 from cygnet.progress import say
 from cygnet.stages.pairs import PairConfig
 from cygnet.stages.reward import RewardConfig, compare_heldout, reward
 from cygnet.stages.reward_data import take_preferences
-from cygnet.steps import EVAL_RESULT, From, Train, learnt_instructions, make_pairs, required
+from cygnet.steps import EVAL_RESULT, From, Lora, Train, learnt_instructions, make_pairs, required
 from cygnet.train.hardware import find_hardware
 from cygnet.train.parallel.group import connect, first, on_rank_zero
 
@@ -39,6 +40,7 @@ class RewardCommand:
     instructions: InstructionConfig = InstructionConfig()
     pairs: PairConfig = PairConfig()
     loss: Annotated[RewardConfig, tyro.conf.arg(name="")] = RewardConfig()
+    lora: Lora = LoraConfig()
     reward: Train = TrainConfig(epochs=2, learning_rate=3e-4)
 
 
@@ -54,7 +56,7 @@ def reward_command(config: RewardCommand) -> None:
         with first("pairs", config.reward.timeout_s):
             instructions = learnt_instructions("reward", start, out, config.instructions)
             data = make_pairs(instructions, start, out / "pairs", config.pairs, config.reward)
-    model = reward(data, start, out, config.reward, config.loss)
+    model = reward(data, start, out, config.reward, config.loss, lora=config.lora)
     on_rank_zero(lambda: measure(model, data, out, config.reward))
     say(
         f"\nDone. The reward model is in {model}; its figures are in {out / RESULT}.\n"
@@ -73,6 +75,9 @@ def measure(model: Path, preferences: Path, out: Path, train: TrainConfig) -> No
     """
     scorer = Scorer.load(model, find_hardware(train).device)
     found = compare_heldout(scorer, preferences)
+    if not found.pairs:
+        say("reward: no held-out pair to measure it on; give more data")
+        return
     result = judge_reward(
         found.scores, found.tokens, found.pairs, found.shares, found.alike, found.kinds
     )

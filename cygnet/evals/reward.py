@@ -226,6 +226,6 @@ def _rank_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -
     for values in (first, second):
         _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
         ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])
-    if any(rank.std() == 0 for rank in ranks):
-        return 0.0
-    return float(np.corrcoef(np.stack(ranks))[0, 1])
+    a, b = (rank - rank.mean() for rank in ranks)
+    norm = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / norm if norm else 0.0

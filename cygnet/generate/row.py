@@ -151,20 +151,23 @@ class Batch:
         asking = [index for index, count in enumerate(wanted) if count is not None]
         if not asking:
             return found
-        logits_RV = logits_RV[asking]
+        if len(asking) < len(wanted):
+            logits_RV = logits_RV[asking]
         if any(requests[index].at_temperature for index in asking):
             is_raw = [not requests[index].at_temperature for index in asking]
             divisor_R1 = self.columns.temperature_B1[asking].clone()
             divisor_R1[is_raw] = 1.0
             logits_RV = logits_RV / divisor_R1
         logprobs_RV = logits_RV.log_softmax(-1)
+        token_ids = torch.tensor([tokens[index] for index in asking], device=self.device)
+        chosen = logprobs_RV.gather(1, token_ids[:, None]).squeeze(1).tolist()
         most = max(count for count in wanted if count is not None)
-        top = logprobs_RV.topk(most)
+        likeliest: list[list[tuple[int, float]]] = [[] for _ in asking]
+        if most:
+            top = logprobs_RV.topk(most)
+            pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            likeliest = [list(zip(*pair, strict=True)) for pair in pairs]
         for place, index in enumerate(asking):
-            count = wanted[index]
-            likeliest = zip(
-                top.indices[place, :count].tolist(), top.values[place, :count].tolist(), strict=True
-            )
-            chosen = float(logprobs_RV[place, tokens[index]])
-            found[index] = TokenLogprob(tokens[index], chosen, tuple(likeliest))
+            own = tuple(likeliest[place][: wanted[index]])
+            found[index] = TokenLogprob(tokens[index], chosen[place], own)
         return found

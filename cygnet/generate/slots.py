@@ -8,7 +8,7 @@ until the slot is needed: a prompt that begins with the same tokens reads only t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from cygnet.generate.runner import Runner
 MIN_SHARED_TOKENS = 16
 """A shorter common beginning is not worth waiting for another request that reads it."""
 
+_NOTHING = -1
 Tokens = NDArray[np.int64]
 
 
@@ -27,7 +28,8 @@ class Slot:
 
     Attributes:
         index: its place in the cache now.
-        tokens: what it reads or has read.
+        number: which of the slots it is, wherever it stands.
+        num_tokens: how many it reads or has read.
         num_filled: how many of them have keys and values.
         draft_filled: how many have those of a draft model, where there is one.
         is_used: by a request that is not finished.
@@ -35,7 +37,8 @@ class Slot:
     """
 
     index: int
-    tokens: Tokens = field(default_factory=lambda: np.zeros(0, np.int64))
+    number: int
+    num_tokens: int = 0
     num_filled: int = 0
     draft_filled: int = 0
     is_used: bool = False
@@ -51,7 +54,9 @@ class SlotTable:
     """
 
     def __init__(self, runners: Sequence[Runner], num_slots: int) -> None:
-        self.slots = [Slot(index) for index in range(num_slots)]
+        self.slots = [Slot(index, index) for index in range(num_slots)]
+        # What slot n reads or has read in row n, and -1 behind it.
+        self._tokens = np.full((num_slots, 0), _NOTHING, np.int64)
         self._runners = runners
         self._clock = 0
 
@@ -71,13 +76,13 @@ class SlotTable:
             return None
         tokens = np.asarray(prompt, np.int64)
         # The last token is always read, since its logits are asked for.
-        shared = {slot: _shared(slot.tokens[: slot.num_filled], tokens[:-1]) for slot in self.slots}
+        common = self._common(tokens[:-1])
+        shared = {slot: min(common[slot.number], slot.num_filled) for slot in self.slots}
         source = max(self.slots, key=lambda slot: (shared[slot], not slot.is_used))
         for slot in self.slots:
-            if slot.is_used and slot.num_filled < len(slot.tokens):
-                coming = _shared(slot.tokens, tokens[:-1])
-                if coming >= shared[source] + MIN_SHARED_TOKENS:
-                    return None
+            is_reading = slot.is_used and slot.num_filled < slot.num_tokens
+            if is_reading and common[slot.number] >= shared[source] + MIN_SHARED_TOKENS:
+                return None
         num_shared = shared[source]
         if not source.is_used and 2 * num_shared >= source.num_filled > 0:
             target = source
@@ -86,7 +91,8 @@ class SlotTable:
             if num_shared and target is not source:
                 for runner in self._runners:
                     runner.cache.copy(source.index, target.index, num_shared)
-        target.tokens, target.num_filled, target.is_used = tokens, num_shared, True
+        self._note(target, tokens)
+        target.num_filled, target.is_used = num_shared, True
         target.draft_filled = min(source.draft_filled, num_shared)
         return target
 
@@ -96,7 +102,7 @@ class SlotTable:
         # Nothing is kept of what was proposed behind the end.
         slot.num_filled = min(slot.num_filled, len(tokens))
         slot.draft_filled = min(slot.draft_filled, slot.num_filled)
-        slot.tokens = np.asarray(tokens[: slot.num_filled], np.int64)
+        self._note(slot, np.asarray(tokens[: slot.num_filled], np.int64))
         slot.is_used, slot.last_used = False, self._clock
 
     def move(self, slot: Slot, index: int) -> None:
@@ -110,9 +116,20 @@ class SlotTable:
         self.slots[slot.index], self.slots[index] = other, slot
         other.index, slot.index = slot.index, index
 
+    def _note(self, slot: Slot, tokens: Tokens) -> None:
+        """Remember what a slot reads."""
+        slot.num_tokens = len(tokens)
+        missing = len(tokens) - self._tokens.shape[1]
+        if missing > 0:
+            behind = np.full((len(self.slots), missing), _NOTHING, np.int64)
+            self._tokens = np.concatenate([self._tokens, behind], axis=1)
+        self._tokens[slot.number, : len(tokens)] = tokens
+        self._tokens[slot.number, len(tokens) :] = _NOTHING
 
-def _shared(a: Tokens, b: Tokens) -> int:
-    """Return the length of the common beginning."""
-    length = min(len(a), len(b))
-    differs = a[:length] != b[:length]
-    return int(differs.argmax()) if differs.any() else length
+    def _common(self, tokens: Tokens) -> list[int]:
+        """Return for each slot, by number, how far what it reads begins as the tokens do."""
+        length = min(len(tokens), self._tokens.shape[1])
+        if not length:
+            return [0] * len(self.slots)
+        differs = self._tokens[:, :length] != tokens[:length]
+        return np.where(differs.any(1), differs.argmax(1), length).tolist()

@@ -118,16 +118,17 @@ def chunked_log_probs(
     return torch.cat([checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks])
 
 
-@torch.no_grad()
 def chunked_entropy(
     logits: Callable[[Tensor], Tensor], hidden_MD: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """Return the entropy in nats of each position's distribution, (M,) float32, no gradient.
+    """Return the entropy in nats of each position's distribution, (M,) float32.
 
     Args: as those of `chunked_log_probs`.
     """
-    found = [hidden_MD.new_zeros(0, dtype=torch.float32)]
-    for hidden in hidden_MD.split(CHUNK_POSITIONS):
+
+    def one(hidden: Tensor) -> Tensor:
         log_probs = (logits(hidden) / temperature).log_softmax(-1)
-        found.append(-(log_probs.exp() * log_probs).sum(-1))
-    return torch.cat(found)
+        return -(log_probs.exp() * log_probs).sum(-1)
+
+    chunks = hidden_MD.split(CHUNK_POSITIONS)
+    return torch.cat([checkpoint(one, hidden, use_reentrant=False) for hidden in chunks])

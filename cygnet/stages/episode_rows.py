@@ -130,7 +130,8 @@ def label_scores(
     """
     hidden_MD, labels_M, logits = _at_labels(model, rows, vocab_size)
     log_probs = chunked_log_probs(logits, hidden_MD, labels_M, temperature)
-    return log_probs, chunked_entropy(logits, hidden_MD.detach(), temperature)
+    with torch.no_grad():
+        return log_probs, chunked_entropy(logits, hidden_MD, temperature)
 
 
 def _at_labels(

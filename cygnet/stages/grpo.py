@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -222,13 +223,15 @@ class GrpoStage:
             return {}
         # Asked again for the same step (to time it), the prompts are the same.
         begin = self.begin if number == self.first else self.cursor
-        started = time.monotonic()
+        started, tools = time.monotonic(), self._tool_counts()
         model = policy()
         groups, used = self._groups(model, begin)
         seconds = time.monotonic() - started
         if self.judge_of is not None:
             self._check_failures(self.judge_of)
         metrics = self._told(groups, seconds)
+        for name, count in sum(gather(self._tool_counts() - tools), Counter()).items():
+            metrics[name] = float(count)
         learnt = self._learnt_from(groups)
         each = self.config.prompts_per_step
         parts = [learnt[at : at + each] for at in range(0, len(learnt), each)]
@@ -257,9 +260,8 @@ class GrpoStage:
             groups = sorted(groups, key=lambda group: not group.has_signal)[:wanted]
         groups = [group for group in groups if group.episodes]
         if not groups:
-            raise RunStopped(
-                "not one answer of a rollout could be judged; look at the rewards and try again"
-            )
+            first = next(filter(None, gather(self.judge_of and self.judge_of.first_failure)), None)
+            raise RunStopped(f"not one answer of a rollout could be judged; the first: {first}")
         return groups
 
     def _packed(self, model: Transformer, groups: Sequence[Group]) -> GrpoBatch:
@@ -307,6 +309,10 @@ class GrpoStage:
         for rank, part in enumerate(gather(own)):
             found[rank :: world().size] = part
         return found
+
+    def _tool_counts(self) -> Counter[str]:
+        """Return how often the environment's tools were called and failed, if it tells."""
+        return Counter(getattr(self.environment, "counts", {}))
 
     def _check_failures(self, judge: Judge) -> None:
         told = gather((judge.num_failures, judge.first_failure))

@@ -11,6 +11,7 @@ from typing import Any
 
 from cygnet.config import TrainConfig
 from cygnet.errors import UserError
+from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.stages.groups import Judge
 from cygnet.stages.grpo import GrpoConfig, GrpoStage
 from cygnet.stages.launch import load_start, train_and_save
@@ -30,6 +31,7 @@ def grpo(
     rewards: Sequence[str] = (),
     environment: Callable[[], Environment] | None = None,
     renew: bool = False,
+    lora: LoraConfig = NO_LORA,
 ) -> Path:
     """Let the model at `start` learn from what its answers earn; return the model folder.
 
@@ -42,7 +44,7 @@ def grpo(
         method: how answers are drawn and learnt from.
         rewards: what the judge is made of, for the record.
         environment: makes the world of an episode of several turns.
-        renew: see `train_and_save`.
+        renew, lora: see `train_and_save`.
 
     Raises:
         UserError: `start` is no model or has no chat template, or no prompt leaves room.
@@ -70,8 +72,10 @@ def grpo(
             reference.compute_dtype = hardware.dtype
         return GrpoStage(
             tokenizer,
-            with_room(train, roller, room, "grpo"),
-            with_room(_first(heldout, method.heldout_prompts), roller, room, "grpo, held out"),
+            with_room(train, roller, room, "grpo", environment),
+            with_room(
+                _first(heldout, method.heldout_prompts), roller, room, "grpo, held out", environment
+            ),
             judge,
             method,
             config.max_seq_len,
@@ -80,7 +84,9 @@ def grpo(
             environment,
         )
 
-    return train_and_save("grpo", model, tokenizer, stage, config, run, inputs, renew)
+    return train_and_save(
+        "grpo", model, tokenizer, stage, config, run, inputs, renew, lora=lora, start=start
+    )
 
 
 def _hash(rows: Sequence[dict[str, Any]]) -> str:

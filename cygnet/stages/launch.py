@@ -20,6 +20,7 @@ from cygnet.model.lora import (
     Adapter,
     LoraConfig,
     add_lora,
+    is_adapter,
     lora_of,
     merged,
     put_adapter,
@@ -50,6 +51,7 @@ def train_and_save(
     save: Save = save_folder,
     lora: LoraConfig = NO_LORA,
     start: Path | None = None,
+    final: Callable[[Transformer], Transformer] = lambda model: model,
 ) -> Path:
     """Train `model` in a stage and write `run/model`; return that folder.
 
@@ -68,6 +70,7 @@ def train_and_save(
         lora: where it is on, adapters are trained and kept in `run/adapter`; `run/model` is then
             the model with them merged.
         start: where `model` was loaded from; needed for adapters.
+        final: takes away what served training alone.
 
     Raises:
         UserError: another run is writing into the folder, or what `Engine.train` raises.
@@ -91,7 +94,7 @@ def train_and_save(
         if lora.lora:
             add_lora(model, lora, torch.Generator().manual_seed(config.seed))
         Engine(model, stage, config, run, origin).train()
-        on_rank_zero(lambda: _finish(model, tokenizer, run, save, start))
+        on_rank_zero(lambda: _finish(model, tokenizer, run, save, start, final))
         return run / "model"
 
 
@@ -114,16 +117,25 @@ def _keep_if_changed(name: str, run: Path, origin: dict[str, Any], config: Train
 
 
 def _finish(
-    model: Transformer, tokenizer: Tokenizer, run: Path, save: Save, start: Path | None
+    model: Transformer,
+    tokenizer: Tokenizer,
+    run: Path,
+    save: Save,
+    start: Path | None,
+    final: Callable[[Transformer], Transformer],
 ) -> None:
     """Write the finished model's folder, and that of its adapter before it."""
     model = _trained(model, run, start)
+    plain_model = final(merged(model))
     adapter = take_adapter(model)
     if adapter:
         assert start
         base, _ = load_folder(start)
-        save_adapter(adapter, run / "adapter", str(start), base_hash(base))
-    save(merged(model), tokenizer, run / "model")
+        kept = set(plain_model.state_dict())
+        weights = {n: t for n, t in adapter.weights.items() if is_adapter(n) or n in kept}
+        sha256 = base_hash(base)
+        save_adapter(Adapter(adapter.config, weights), run / "adapter", str(start), sha256)
+    save(plain_model, tokenizer, run / "model")
 
 
 def _trained(model: Transformer, run: Path, start: Path | None) -> Transformer:

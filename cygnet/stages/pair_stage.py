@@ -26,7 +26,7 @@ from cygnet.stages.preference_losses import dpo_loss, ipo_loss, orpo_loss, simpo
 from cygnet.stages.preference_rules import preference_rules
 from cygnet.stages.samples import Prompts
 from cygnet.stages.watch import Watch
-from cygnet.text.loader import Batch, permute
+from cygnet.text.loader import Batch, endless_order
 from cygnet.train.stage import Call
 
 
@@ -157,10 +157,4 @@ class DpoStage:
 
     def _places(self, number: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         first = number * self.rows_per_batch
-        epochs, ranks = np.divmod(np.arange(first, first + self.rows_per_batch), self.num_rows)
-        return np.concatenate(
-            [
-                permute(ranks[epochs == epoch], self.num_rows, self.seed, int(epoch))
-                for epoch in np.unique(epochs)
-            ]
-        )
+        return endless_order(first, self.rows_per_batch, self.num_rows, self.seed)

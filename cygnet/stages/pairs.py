@@ -162,7 +162,18 @@ def read_pairs(path: Path, labelled: bool = False) -> list[Row]:
 
 
 def _numbered_pairs(path: Path, labelled: bool = False) -> list[tuple[int, Row]]:
-    pairs = []
+    return [
+        (number, checked_pair(row, f"{path}:{number}", labelled))
+        for number, row in numbered_rows(path)
+    ]
+
+
+def numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the value of each line of JSON of a person's file.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no JSON.
+    """
     try:
         with open_bytes(path) as file:
             lines = file.readlines()
@@ -171,17 +182,18 @@ def _numbered_pairs(path: Path, labelled: bool = False) -> list[tuple[int, Row]]
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where = f"{path}:{number}"
         try:
-            row = json.loads(line)
+            yield number, json.loads(line)
         except ValueError as error:
-            raise UserError(f"{where}: not JSON ({error})") from error
-        pairs.append((number, _checked(row, where, labelled)))
-    return pairs
+            raise UserError(f"{path}:{number}: not JSON ({error})") from error
 
 
-def _checked(row: Any, where: str, labelled: bool) -> Row:
-    """Return a row whose prompt is messages, and that has all it must have."""
+def checked_pair(row: Any, where: str, labelled: bool = False) -> Row:
+    """Return a row whose prompt is messages, and that has all it must have.
+
+    Raises:
+        UserError: it lacks something; begins with `where`.
+    """
     has_label = isinstance(row, dict) and ("label" in row or "answer" in row)
     sides = ("answer",) if has_label and labelled else ("chosen", "rejected")
     for name in ("prompt", *sides):

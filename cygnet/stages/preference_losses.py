@@ -96,11 +96,11 @@ def _log_complement(log_probs: Tensor) -> Tensor:
     # An answer that is certain, to rounding, has odds without end.
     log_probs = log_probs.clamp(max=-torch.finfo(log_probs.dtype).tiny)
     near_zero = log_probs > -math.log(2)
-    # Where the other form is taken, the values of this one must not give gradients that are no
-    # numbers.
-    small = torch.where(near_zero, log_probs, -0.5)
+    # Near zero the second form is log(0), whose gradient is no number even where it is not taken.
     large = torch.where(near_zero, -1.0, log_probs)
-    return torch.where(near_zero, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
+    return torch.where(
+        near_zero, torch.log(-torch.expm1(log_probs)), torch.log1p(-torch.exp(large))
+    )
 
 
 def kto_loss(

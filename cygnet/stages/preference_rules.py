@@ -30,13 +30,8 @@ def preference_rules(config: DpoConfig, equal_share: float = 0.0) -> list[Rule]:
         equal_share: of the pairs that were given, those left out because their sides are equal.
     """
     rules = [
-        *_signal(config, equal_share),
-        Rule(
-            metric="accuracy", low=0.4, patience=PATIENCE,
-            sentence="the model prefers the rejected answer ({value:.0%} accuracy) and has done "
-            "so for {steps} steps: look whether chosen and rejected are swapped, or lower "
-            "--learning_rate",
-        ),
+        _signal(config, equal_share),
+        _swapped(config),
         Rule(
             metric="chosen_log_prob", low=-UNLIKELY, since_first=True, patience=PATIENCE,
             sentence="chosen answers are becoming unlikely ({first:.2f} to {value:.2f} nats a "
@@ -69,24 +64,39 @@ def length_ratio(metrics: Metrics) -> float:
     return metrics["rejected_length"] / metrics["chosen_length"]
 
 
-def _signal(config: DpoConfig, equal_share: float) -> list[Rule]:
-    """Return the rule for a loss that stays what it is where nothing is preferred."""
-    if config.loss in ("dpo", "cdpo"):
-        chance, metric = math.log(2), "preference_loss"
-        said = f"the loss has stayed at {chance:.3f} for {{steps}} steps"
-    else:
-        chance, metric = 0.5, "accuracy"
-        said = "the accuracy has stayed at {value:.0%} for {steps} steps"
-    near = NO_SIGNAL if metric == "preference_loss" else 10 * NO_SIGNAL
+def _swapped(config: DpoConfig) -> Rule:
+    """Return the rule for a model that learns the opposite."""
+    # How many of kto's answers are wanted decides its accuracy as much as the model does.
+    metric, low, value = "accuracy", 0.4, "{value:.0%} accuracy"
+    if config.loss == "kto":
+        metric, low, value = "margin", -0.1, "margin {value:.2f}"
+    return Rule(
+        metric=metric, low=low, patience=PATIENCE,
+        sentence=f"the model prefers the rejected answer ({value}) and has done so for {{steps}} "
+        "steps: look whether chosen and rejected are swapped, or lower --learning_rate",
+    )  # fmt: skip
 
-    def distance(metrics: Metrics) -> float:
-        return abs(metrics[metric] - chance)
+
+def _signal(config: DpoConfig, equal_share: float) -> Rule:
+    """Return the rule for a run that stays where nothing is preferred."""
+    metric, chance, near = "accuracy", 0.5, 0.05
+    said = "the accuracy has stayed at {value:.0%}"
+    if config.loss in ("dpo", "cdpo"):
+        metric, chance, near = "preference_loss", math.log(2), NO_SIGNAL
+        said = "the loss has stayed at {value:.3f}"
+    elif config.loss == "kto":
+        metric, chance, near = "margin", 0.0, NO_SIGNAL
+        said = "the margin has stayed at {value:.3f}"
 
     def sentence(metrics: Metrics) -> str:
-        start = said.replace("{value:.0%}", f"{metrics[metric]:.0%}")
-        return f"{start}: the pairs carry no signal, because {_why(metrics, equal_share)}"
+        start = said.format(value=metrics[metric])
+        why = _why(metrics, equal_share)
+        return f"{start} for {{steps}} steps: the pairs carry no signal, because {why}"
 
-    return [Rule(metric=distance, low=near, patience=PATIENCE, sentence=sentence)]
+    return Rule(
+        metric=lambda metrics: abs(metrics[metric] - chance), low=near, patience=PATIENCE,
+        sentence=sentence,
+    )  # fmt: skip
 
 
 def _why(metrics: Metrics, equal_share: float) -> str:

@@ -5,7 +5,7 @@ A row is {"prompt": text or messages, "tools"?, ...whatever the rewards read}.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from cygnet.errors import UserError
 from cygnet.files import read_jsonl
 from cygnet.progress import say
 from cygnet.stages.groups import is_held_out
-from cygnet.stages.rollout import MIN_ANSWER_TOKENS, Roller, Row, prompt_messages
+from cygnet.stages.rollout import MIN_ANSWER_TOKENS, Environment, Roller, Row, prompt_messages
 
 CHECKED = {"poem": "poem_form", "recipe": "recipe"}
 """The built-in reward that can check an answer to this kind of instruction."""
@@ -65,7 +65,29 @@ def checkable_prompts(instructions: Path, rewards: Iterable[str]) -> Split:
     return [row for row in found[0] if str(row["prompt"]) not in judged], found[1]
 
 
-def with_room(rows: Sequence[Row], roller: Roller, room: int, what: str) -> list[Row]:
+def asked_prompts(instructions: Path) -> Split:
+    """Return every prompt of an instructions folder: a conversation up to its last answer.
+
+    The split is the folder's own.
+    """
+    train, heldout = (
+        [
+            {**row, "prompt": row["messages"][:-1]}
+            for row in read_jsonl(instructions / name)
+            if len(row["messages"]) > 1 and row["messages"][-1]["role"] == "assistant"
+        ]
+        for name in (TRAIN, HELDOUT)
+    )
+    return train, heldout
+
+
+def with_room(
+    rows: Sequence[Row],
+    roller: Roller,
+    room: int,
+    what: str,
+    environment: Callable[[], Environment] | None = None,
+) -> list[Row]:
     """Return the prompts that leave room for an answer; say how many do not.
 
     Args:
@@ -73,11 +95,12 @@ def with_room(rows: Sequence[Row], roller: Roller, room: int, what: str) -> list
         roller: encodes them.
         room: tokens of prompt and answer together.
         what: the rows' name, for the message.
+        environment: begins the episodes, see `Roller.roll`.
 
     Raises:
         UserError: none does.
     """
-    lengths = [len(ids) for ids in roller.encode(rows)]
+    lengths = [len(ids) for ids in roller.encode(rows, environment)]
     kept = [row for row, n in zip(rows, lengths, strict=True) if n + MIN_ANSWER_TOKENS <= room]
     if rows and not kept:
         raise UserError(

@@ -26,6 +26,7 @@ from cygnet.errors import UserError
 from cygnet.export.huggingface import save_folder
 from cygnet.files import sha256_file
 from cygnet.generate.scorer import Scorer, fitting_ids
+from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say
@@ -40,7 +41,7 @@ from cygnet.stages.reward_losses import (
     scale_thresholds,
 )
 from cygnet.text.chat import encode_chat
-from cygnet.text.loader import IGNORE, Batch, permute
+from cygnet.text.loader import IGNORE, Batch, endless_order
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.stage import Call
 
@@ -168,7 +169,7 @@ class RewardStage:
             for at in range(0, len(rows.tokens), HELDOUT_ROWS_AT_ONCE)
         ]
         scores = torch.cat(parts).cpu()
-        total, metrics = self._loss(scores, rows)
+        total, metrics = self._loss(scores.detach(), rows)
         found = {"loss": total, **metrics}
         means = {f"heldout_{name}": float(x) / self.weight(rows) for name, x in found.items()}
         if self.thresholds is not None:
@@ -185,13 +186,7 @@ class RewardStage:
 
     def _places(self, number: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         first = number * self.rows_per_batch
-        epochs, ranks = np.divmod(np.arange(first, first + self.rows_per_batch), self.num_rows)
-        return np.concatenate(
-            [
-                permute(ranks[epochs == epoch], self.num_rows, self.seed, int(epoch))
-                for epoch in np.unique(epochs)
-            ]
-        )
+        return endless_order(first, self.rows_per_batch, self.num_rows, self.seed)
 
 
 def _wins(better: Tensor, worse: Tensor) -> Tensor:
@@ -228,33 +223,41 @@ class PackedPreferences:
     def __init__(
         self, rows: Sequence[Row], tokenizer: Tokenizer, seq_len: int, scale: Scale | None
     ) -> None:
-        packed = PackedAnswers(
+        groups = [
             [
-                [
-                    _read_at_end(
-                        (fitting_ids(tokenizer, chat, seq_len) if scale else None)
-                        or encode_chat(tokenizer, chat).ids
-                    )
-                    for chat in conversations(row)
-                ]
-                for row in rows
-            ],
-            seq_len,
-        )
+                (fitting_ids(tokenizer, chat, seq_len) if scale else None)
+                or encode_chat(tokenizer, chat).ids
+                for chat in conversations(row)
+            ]
+            for row in rows
+        ]
         if scale:
             levels = scale.levels([row["rating"] for row in rows])
             targets = [[float(level)] for level in levels]
         else:
             targets = [[float(row.get("margin", 0.0))] * 2 for row in rows]
-        ordered = [value for row in packed.numbers for pair in row for value in targets[pair]]
-        spread = spread_over_rows(packed.rows, torch.tensor(ordered))
-        plain = packed.rows
-        self.batch = RewardBatch(
-            plain.tokens, plain.labels, plain.document_ids, plain.positions, spread
-        )
+        self.batch, packed = pack(groups, targets, seq_len)
         self.num_kept, self.skipped, self.needed = packed.num_kept, packed.skipped, packed.needed
         self.places = [row.get("source", f"line {n}") for n, row in enumerate(rows, 1)]
         self.sources = [[self.places[pair] for pair in row] for row in packed.numbers]
+
+
+def pack(
+    groups: Sequence[Sequence[Sequence[int]]], targets: Sequence[Sequence[float]], seq_len: int
+) -> tuple[RewardBatch, PackedAnswers]:
+    """Return conversations in rows, and which row holds what.
+
+    Args:
+        groups: the ids of what must lie in one row: a pair's two sides, or one conversation.
+        targets: a number for each conversation.
+        seq_len: positions in a row; longer groups are left out.
+    """
+    packed = PackedAnswers([[_read_at_end(ids) for ids in group] for group in groups], seq_len)
+    ordered = [value for row in packed.numbers for group in row for value in targets[group]]
+    rows = packed.rows
+    spread = spread_over_rows(rows, torch.tensor(ordered))
+    batch = RewardBatch(rows.tokens, rows.labels, rows.document_ids, rows.positions, spread)
+    return batch, packed
 
 
 def _read_at_end(ids: Sequence[int]) -> Encoded:
@@ -272,6 +275,7 @@ def reward(
     config: TrainConfig,
     loss: RewardConfig,
     renew: bool = False,
+    lora: LoraConfig = NO_LORA,
 ) -> Path:
     """Train a reward model from the model at `start` and return its folder.
 
@@ -281,7 +285,7 @@ def reward(
         run: the run folder.
         config: training settings.
         loss: what is learnt.
-        renew: see `train_and_save`.
+        renew, lora: see `train_and_save`.
 
     Raises:
         UserError: `start` is no model, or nothing fits a row.
@@ -332,8 +336,9 @@ def reward(
         save_folder(trained, tokenizer, folder, {"reward": notes})
 
     return train_and_save(
-        "reward", scorer_around(model), tokenizer, stage, config, run, inputs, renew, save
-    )
+        "reward", scorer_around(model), tokenizer, stage, config, run, inputs, renew, save,
+        lora, start,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ import numpy as np
 
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.errors import UserError
-from cygnet.files import JsonlWriter, folder_atomic, open_bytes, read_jsonl, write_json
+from cygnet.files import JsonlWriter, folder_atomic, read_jsonl, write_json
 from cygnet.messages import Message, parse_messages, validate
 from cygnet.progress import say
+from cygnet.stages.pairs import checked_pair, numbered_rows
 
 Row = dict[str, Any]
 MOST_LEVELS = 16
@@ -145,7 +146,7 @@ def pairs_of(ratings: Sequence[float], order: Sequence[int]) -> list[tuple[int, 
 
 
 def _taken(path: Path, left_out: Counter[str]) -> Iterator[Row]:
-    for number, row in _numbered(path):
+    for number, row in numbered_rows(path):
         where = f"{path}:{number}"
         if not isinstance(row, dict):
             raise UserError(f"{where}: {type(row).__name__} given, an object wanted")
@@ -164,27 +165,9 @@ def _taken(path: Path, left_out: Counter[str]) -> Iterator[Row]:
             yield {**taken, "source": f"{path.name}:{number}"}
 
 
-def _numbered(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        with open_bytes(path) as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    yield number, json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{path}:{number}: not JSON ({error})") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
 def _pair(row: Row, where: str) -> Row | None:
     """Return a checked pair; none if its sides are equal."""
-    prompt = _prompt(row, where)
-    for name in ("chosen", "rejected"):
-        if not isinstance(row.get(name), str) or not row[name].strip():
-            raise UserError(f"{where}: `{name}` is missing or empty")
-        _validate([*prompt, {"role": "assistant", "content": row[name]}], where)
+    row = checked_pair(row, where)
     if row["chosen"] == row["rejected"]:
         return None
     margin = {}
@@ -197,7 +180,8 @@ def _pair(row: Row, where: str) -> Row | None:
             )
     sides = {name: row[name] for name in ("chosen", "rejected")}
     about = {name: row[name] for name in ("kind", "why") if isinstance(row.get(name), str)}
-    return {"prompt": prompt, **sides, **margin, **about, "key": _key(prompt)}
+    prompt = {"prompt": row["prompt"], "key": _key(row["prompt"])}
+    return {**prompt, **sides, **margin, **about}
 
 
 def _rated(row: Row, where: str) -> tuple[Row | None, str]:
@@ -224,26 +208,13 @@ def _rated(row: Row, where: str) -> tuple[Row | None, str]:
         messages = found
     if not any(message.get("role") == "assistant" for message in messages):
         return None, "in which no assistant speaks"
-    _validate(messages, where)
+    try:
+        validate(messages, needs_answer=False)
+    except (UserError, TypeError, AttributeError) as error:
+        raise UserError(f"{where}: {error}") from error
     # Answers to one prompt stay together; a longer conversation is its own.
     asked = messages[:-1] if "prompt" in row else messages
     return {"messages": messages, "rating": rating, "key": _key(asked)}, ""
-
-
-def _prompt(row: Row, where: str) -> list[Message]:
-    prompt = row.get("prompt")
-    if isinstance(prompt, str) and prompt.strip():
-        return [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, list) or not prompt:
-        raise UserError(f"{where}: `prompt` is missing or empty")
-    return prompt
-
-
-def _validate(messages: list[Message], where: str) -> None:
-    try:
-        validate(messages)
-    except (UserError, TypeError, AttributeError) as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def _number(value: Any, name: str, where: str) -> float:

@@ -139,15 +139,12 @@ class Roller:
                 "token; start from a model that has been through `cygnet sft`"
             )
 
-    def encode(self, rows: Sequence[Row]) -> list[list[int]]:
+    def encode(
+        self, rows: Sequence[Row], environment: Callable[[], Environment] | None = None
+    ) -> list[list[int]]:
         """Return the ids of each prompt, up to where the assistant's answer begins."""
-        chats = encode_chats(
-            self.tokenizer,
-            [prompt_messages(row) for row in rows],
-            [row.get("tools") for row in rows],
-            add_generation_prompt=True,
-        )
-        return [chat.ids for chat in chats]
+        worlds = [environment() for _ in rows] if environment else []
+        return [episode.ids for episode in self._begun(rows, [0] * len(rows), worlds)]
 
     def roll(
         self,

@@ -2,8 +2,8 @@
 
 A set is a folder of three files: `sft.jsonl` (conversations that show the format, few of them),
 `prompts.jsonl` (what is asked in reinforcement learning) and `heldout.jsonl` (prompts whose numbers
-or words occur in neither). A prompt row is {"prompt", "kind", "rewards", "answer", ...}: what the
-built-in rewards read.
+or words occur in neither). A prompt row is {"prompt", "kind", "answer", ...}: what the built-in
+rewards read.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ from cygnet.stages.environments.tools import calculator, unit_converter
 
 Row = dict[str, Any]
 Task = Literal["arithmetic", "spelling", "json", "tools"]
+REWARD_OF: dict[Task, str] = {
+    "arithmetic": "arithmetic", "spelling": "spelling", "json": "json_schema", "tools": "tool_use",
+}  # fmt: skip
+"""The built-in reward that checks each."""
 HELDOUT_SHARE = 10
 """Of so many keys (pairs of numbers, words, names), one is held out."""
 
@@ -135,34 +139,35 @@ def _said(content: str) -> Row:
 
 
 def _arithmetic(rng: random.Random) -> tuple[str, Row, list[Row]]:
-    """Make an addition; the answer adds ones, then tens, then says the sum."""
+    """Make an addition; the answer writes it in digits, adds ones and tens, and says the sum.
+
+    Small models add digit by digit and not at one glance: what an answer needs next always stands
+    a few tokens before.
+    """
     a, b = rng.randint(10, 99), rng.randint(10, 99)
     script = rng.choice(("digits", "words", "chinese"))
     question, spelt = {
-        "digits": (f"What is {a} plus {b}?", str(a + b)),
-        "words": (f"What is {in_words(a)} plus {in_words(b)}?", in_words(a + b)),
-        "chinese": (f"{in_chinese(a)}加{in_chinese(b)}等于多少？", in_chinese(a + b)),
+        "digits": (f"What is {a} plus {b}?", ""),
+        "words": (f"What is {in_words(a)} plus {in_words(b)}?", f", {in_words(a + b)}"),
+        "chinese": (f"{in_chinese(a)}加{in_chinese(b)}等于多少？", f"，{in_chinese(a + b)}"),
     }[script]
-    carry = (a % 10 + b % 10) // 10
-    ones = f"{a % 10}+{b % 10}={a % 10 + b % 10}"
-    carried = "+1" if carry else ""
-    tens = f"{a // 10}+{b // 10}{carried}={a // 10 + b // 10 + carry}"
+    ones = a % 10 + b % 10
+    carry = ones // 10
+    working = f"{a % 10}+{b % 10}={ones}, {a // 10}+{b // 10}+{carry}={a // 10 + b // 10 + carry}"
     row = {
         "prompt": question,
         "kind": f"arithmetic in {script}",
-        "rewards": ["arithmetic"],
         "answer": a + b,
         "script": script,
     }
-    key = f"{min(a, b)}+{max(a, b)}"
-    return key, row, [_said(f"{ones}, {tens}: {spelt}")]
+    return f"{min(a, b)}+{max(a, b)}", row, [_said(f"{a}+{b}: {working}: {a + b}{spelt}")]
 
 
 def _spelling(rng: random.Random) -> tuple[str, Row, list[Row]]:
     """Ask for the letters of a word, or how often one of them occurs."""
     word = rng.choice(_words())
     spelt = "-".join(word)
-    row: Row = {"rewards": ["spelling"], "word": word}
+    row: Row = {"word": word}
     if rng.random() < 0.5:
         row |= {"prompt": f"Spell {word}.", "kind": "spelling", "answer": spelt}
         return word, row, [_said(spelt)]
@@ -185,7 +190,6 @@ def _json(rng: random.Random) -> tuple[str, Row, list[Row]]:
     row = {
         "prompt": f"Give the fields {', '.join(values)} as JSON: {sentence}.",
         "kind": "json",
-        "rewards": ["json_schema"],
         "schema": {
             "type": "object",
             "properties": {field: {"type": kind} for field, kind in kinds.items()},
@@ -250,7 +254,6 @@ def _tool_row(question: str, kind: str, tools: tuple[str, ...], result: str) -> 
     return {
         "prompt": question,
         "kind": kind,
-        "rewards": ["tool_use"],
         "tools": [_schema(name) for name in tools],
         "answer": int(result) if result.lstrip("-").isdigit() else result,
     }

@@ -104,7 +104,7 @@ class AnswerCounts:
     """The first few reasons."""
 
 
-def read_prompts(paths: Sequence[str]) -> tuple[Sequence[Row], Sequence[Row]]:
+def read_prompts(paths: Sequence[str]) -> tuple[list[Row], list[Row]]:
     """Return prompts to learn from and held-out ones; a hash of the prompt parts them.
 
     Args:
@@ -127,14 +127,14 @@ def read_prompts(paths: Sequence[str]) -> tuple[Sequence[Row], Sequence[Row]]:
                 raise UserError(f"{path}, line {line}: {error}") from error
     unique = {_key(row["prompt"]): row for row in found if not row.get("tools")}.values()
     both: tuple[list[Row], list[Row]] = ([], [])
-    for asked in unique:
-        both[is_held_out(asked, HELDOUT_SHARE)].append(asked)
+    for prompt in unique:
+        both[is_held_out(prompt, HELDOUT_SHARE)].append(prompt)
     return both
 
 
-def prompts_of(instructions: Path) -> tuple[Sequence[Row], Sequence[Row]]:
+def prompts_of(instructions: Path) -> tuple[list[Row], list[Row]]:
     """Return the prompts of an instructions folder, in its own split; those with tools left out."""
-    both = []
+    both: list[list[Row]] = []
     for name in (TRAIN, HELDOUT):
         rows = read_questions(instructions / name)
         unique = {_key(row["prompt"]): row for row in rows if not row.get("tools")}

@@ -161,13 +161,7 @@ class PackedLoader:
 
     def _places(self, first: int, count: int) -> Int64:
         """Return where rows of the endless order lie among the rows of all shards."""
-        numbers = np.arange(first, first + count, dtype=np.int64)
-        epochs, ranks = np.divmod(numbers, self.num_rows)
-        places = np.empty(count, np.int64)
-        for epoch in np.unique(epochs).tolist():
-            of_epoch = epochs == epoch
-            places[of_epoch] = permute(ranks[of_epoch], self.num_rows, self.seed, epoch)
-        return places
+        return endless_order(first, count, self.num_rows, self.seed)
 
     def _shard_of(self, places: Int64) -> Int64:
         return np.searchsorted(self._first_row, places, side="right") - 1
@@ -205,6 +199,17 @@ class _Pieces:
 def _documents(shard: Shard, piece: _Pieces) -> Int64:
     """Return which document of the shard each piece is of."""
     return np.searchsorted(shard.offsets, piece.starts.astype(np.uint64), side="right") - 1
+
+
+def endless_order(first: int, count: int, size: int, seed: int) -> Int64:
+    """Return entries `first` to `first + count - 1` of 0 to size - 1, again and again, in an order
+    of its own in every epoch."""
+    epochs, ranks = np.divmod(np.arange(first, first + count, dtype=np.int64), size)
+    places = np.empty(count, np.int64)
+    for epoch in np.unique(epochs).tolist():
+        of_epoch = epochs == epoch
+        places[of_epoch] = permute(ranks[of_epoch], size, seed, epoch)
+    return places
 
 
 def permute(ranks: Int64, size: int, seed: int, epoch: int) -> Int64:

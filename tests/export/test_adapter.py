@@ -102,6 +102,13 @@ def test_we_load_pefts(tmp_path: Path, kind: str, settings: dict[str, Any]) -> N
     torch.testing.assert_close(logits(model), expected, **CLOSE)
 
 
+def test_targets_name_no_layer_that_has_no_adapter(tmp_path: Path) -> None:
+    targets = ("v_proj", "layers.1.mlp.down_proj")
+    saved(base_folder("cygnet", tmp_path / "base"), tmp_path / "adapter", lora_targets=targets)
+    written = read_json(tmp_path / "adapter" / ADAPTER_CONFIG)["target_modules"]
+    assert written == ["model.layers.1.mlp.down_proj", "v_proj"]
+
+
 def test_an_adapter_is_exported_merged(tmp_path: Path) -> None:
     base = base_folder("cygnet", tmp_path / "base")
     model = saved(base, tmp_path / "adapter")

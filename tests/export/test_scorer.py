@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def random_scorer(config: ModelConfig = SMALL, seed: int = 0) -> ScoringTransfor
     ],
 )
 def test_transformers_gives_the_same_scores(
-    name: str, changes: dict[str, bool], tokenizer: Tokenizer, tmp_path: Path
+    name: str, changes: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     scorer = Scorer(random_scorer(dataclasses.replace(SMALL, **changes)), tokenizer)
     folder = save_folder(scorer.model, tokenizer, tmp_path / "model")
@@ -59,7 +60,8 @@ def test_transformers_gives_the_same_scores(
     ids = [words.apply_chat_template(chat, return_dict=False) for chat in CONVERSATIONS]
     assert ids == [encode_chat(tokenizer, chat).ids for chat in CONVERSATIONS]
     # All at once, padded as transformers pads: by `pad_token_id`, behind the end.
-    padded = words.pad({"input_ids": ids}, padding_side="right", return_tensors="pt")
+    encoded: Any = {"input_ids": ids}
+    padded = words.pad(encoded, padding_side="right", return_tensors="pt")
     with torch.no_grad():
         found = theirs(**padded).logits[:, 0]
     expected = torch.tensor(scorer.scores(CONVERSATIONS))
@@ -95,8 +97,9 @@ def test_a_reward_model_and_a_language_model_are_not_taken_for_each_other(
 def test_a_classifier_of_two_labels_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     config = transformers.Qwen3Config(
         vocab_size=320, hidden_size=64, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, intermediate_size=96, num_labels=2,
+        num_key_value_heads=2, head_dim=16, intermediate_size=96,
     )  # fmt: skip
+    config.num_labels = 2
     transformers.Qwen3ForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save(tmp_path)
     with pytest.raises(UserError, match="a classifier of 2 labels"):

@@ -161,6 +161,19 @@ def test_slots_that_are_never_shared_are_taken_in_turn() -> None:
     assert answer.usage.cached_tokens == 0
 
 
+def test_what_a_slot_held_before_is_not_taken_for_what_it_holds_now() -> None:
+    running, longer = engine(2), tokens(40)
+    running.submit(Request(prompt=longer, sampling=Sampling(max_new_tokens=1)))
+    finish(running)
+    begun = running.submit(Request(prompt=longer[:30], sampling=Sampling(max_new_tokens=40)))
+    while len(begun.token_ids) < 8:
+        running.step()
+    again = Request(prompt=[*longer[:39], 77], sampling=Sampling(max_new_tokens=10))
+    answer = running.submit(again)
+    finish(running)
+    assert answer.token_ids == alone(again).token_ids
+
+
 def test_a_cancelled_request_frees_its_slot_at_once() -> None:
     running = engine(2, max_waiting=1)
     requests = [Request(prompt=tokens(200, i), ignore_end=True) for i in range(3)]

@@ -21,7 +21,7 @@ from cygnet.stages.answer_rows import (
     with_reference,
 )
 from cygnet.stages.dpo import DpoConfig, DpoStage
-from cygnet.stages.preference_losses import dpo_loss
+from cygnet.stages.preference_losses import dpo_loss, ipo_loss, orpo_loss, simpo_loss
 from cygnet.text.tokenizer import Tokenizer
 from tests.models import SMALL, random_model
 
@@ -164,3 +164,46 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
 
 def test_the_small_model_fits_the_tokenizer(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocab_size <= SMALL.vocab_size
+
+
+WIRED = {
+    "dpo": (DpoConfig(), lambda c, r, kc, kr, n: dpo_loss(c, r, kc, kr, 0.1)),
+    "dpo-length": (
+        DpoConfig(length_normalize=True, beta=5.0),
+        lambda c, r, kc, kr, n: dpo_loss(c / n[0], r / n[1], kc / n[0], kr / n[1], 5.0),
+    ),
+    "cdpo": (DpoConfig(loss="cdpo"), lambda c, r, kc, kr, n: dpo_loss(c, r, kc, kr, 0.1, 0.1)),
+    "ipo": (DpoConfig(loss="ipo", beta=0.3), lambda c, r, kc, kr, n: ipo_loss(c, r, kc, kr, 0.3)),
+    "ipo-length": (
+        DpoConfig(loss="ipo", length_normalize=True, beta=0.3),
+        lambda c, r, kc, kr, n: ipo_loss(c / n[0], r / n[1], kc / n[0], kr / n[1], 0.3),
+    ),
+    "simpo": (
+        DpoConfig(loss="simpo", simpo_gamma=0.4),
+        lambda c, r, kc, kr, n: simpo_loss(c / n[0], r / n[1], 2.0, 0.4),
+    ),
+    "orpo": (DpoConfig(loss="orpo"), lambda c, r, kc, kr, n: orpo_loss(c / n[0], r / n[1], 0.1)),
+}
+
+
+@pytest.mark.parametrize("name", WIRED)
+def test_each_loss_gets_the_sums_or_means_that_it_is_of(name: str, tokenizer: Tokenizer) -> None:
+    config, loss = WIRED[name]
+    dpo, model = stage(tokenizer, config=config), random_model(seed=3)
+    rows = dpo.train
+    with torch.no_grad():
+        total, metrics = dpo.loss(model, rows)
+        sums, counts = answer_log_probs(model, rows)
+    kept = rows.reference[~rows.reference.isnan()]
+    expected, margin = loss(sums[0::2], sums[1::2], kept[0::2], kept[1::2],
+                            (counts[0::2], counts[1::2]))  # fmt: skip
+    torch.testing.assert_close(metrics["preference_loss"], expected.sum())
+    torch.testing.assert_close(metrics["margin"], margin.sum())
+    own = (sums / counts)[0::2].sum() * (config.resolved().sft_weight or 0)
+    torch.testing.assert_close(total, expected.sum() - own)
+    torch.testing.assert_close(metrics["chosen_length"], counts[0::2].sum())
+    moved = ((sums - kept) / counts).square() / 2
+    torch.testing.assert_close(metrics["kl"], moved.view(-1, 2).mean(1).sum())
+    if name in ("dpo", "dpo-length", "ipo"):
+        reward = metrics["chosen_reward"] - metrics["rejected_reward"]
+        torch.testing.assert_close(reward, margin.sum(), rtol=1e-4, atol=1e-4)

@@ -1,6 +1,7 @@
 """`--lora`: the run keeps the adapter and a plain model, and both compute what was trained."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,25 @@ from torch import Tensor
 from cygnet.config import TrainConfig
 from cygnet.errors import UserError
 from cygnet.export.adapter import base_hash, load_adapter, with_adapter
-from cygnet.export.huggingface import load_folder, save_folder
+from cygnet.export.huggingface import load_folder, load_scorer, save_folder
 from cygnet.files import JsonlWriter, read_json, write_json
 from cygnet.model.lora import LoraConfig, put_adapter
+from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
 from cygnet.stages.dpo import DpoConfig, dpo
+from cygnet.stages.grpo import GrpoConfig
+from cygnet.stages.grpo_run import grpo
+from cygnet.stages.reward import RewardConfig, reward
 from cygnet.stages.sft import sft
 from cygnet.text.tokenizer import Tokenizer
 from tests.models import random_model
+from tests.stages.test_grpo import Rule, by_length
 
 CONFIG = TrainConfig(
     steps=8, batch_tokens=4 * 128, max_seq_len=128, learning_rate=0.02, dtype="fp32",
     compile="off", micro_batch=2, log_every=1, checkpoint_every=3,
 )  # fmt: skip
+LORA = LoraConfig(lora=True, lora_rank=4)
 TOKENS = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(1))
 
 
@@ -115,22 +122,49 @@ def test_a_base_in_4_bits_gives_the_model_that_was_trained(
     torch.testing.assert_close(logits(model), logits(base), rtol=1e-4, atol=1e-4)
 
 
-def test_preferences_are_learnt_by_adapters_too(
-    tokenizer: Tokenizer, start: Path, tmp_path: Path
-) -> None:
-    """The reference is the base: the first margin is zero."""
-    (tmp_path / "pairs").mkdir()
+def write_pairs(folder: Path) -> Path:
+    folder.mkdir()
     for name in ("train.jsonl.zst", "heldout.jsonl.zst"):
-        with JsonlWriter(tmp_path / "pairs" / name) as writer:
+        with JsonlWriter(folder / name) as writer:
             for i in range(12):
                 prompt = [{"role": "user", "content": f"soup {i}"}]
                 writer.write({"prompt": prompt, "chosen": "boil water", "rejected": "How salt"})
-    run = tmp_path / "run"
-    wanted = LoraConfig(lora=True, lora_rank=4)
-    dpo(tmp_path / "pairs", start, tmp_path, run, CONFIG, DpoConfig(), lora=wanted)
+    return folder
+
+
+def test_preferences_are_learnt_by_adapters_too(start: Path, tmp_path: Path) -> None:
+    """The reference is the base: the first margin is zero."""
+    run, pairs = tmp_path / "run", write_pairs(tmp_path / "pairs")
+    dpo(pairs, start, tmp_path, run, CONFIG, DpoConfig(), lora=LORA)
     lines = metrics(run)
     assert lines[0]["heldout_margin"] == pytest.approx(0, abs=1e-4)
     assert lines[-1]["heldout_margin"] > 0.1
     base, _ = load_folder(start)
     found, _ = load_folder(run)
     assert torch.equal(logits(with_adapter(base, run / "adapter")), logits(found))
+
+
+def test_a_reward_model_learns_by_adapters_and_its_score(start: Path, tmp_path: Path) -> None:
+    run, pairs = tmp_path / "run", write_pairs(tmp_path / "pairs")
+    reward(pairs, start, run, CONFIG, RewardConfig(), lora=LORA)
+    base = ScoringTransformer.around(load_folder(start)[0])
+    found, _ = load_scorer(run)
+    merged = with_adapter(base, run / "adapter")
+    with torch.no_grad():
+        scores = found.scores(found(TOKENS))
+        assert torch.equal(merged.scores(merged(TOKENS)), scores)
+    assert scores.std() > 0
+
+
+def test_what_earns_is_learnt_by_adapters_too(start: Path, tmp_path: Path) -> None:
+    """The merged model answers, and the adapter learns from it."""
+    run, rows = tmp_path / "run", [{"prompt": f"soup {i}"} for i in range(6)]
+    method = GrpoConfig(prompts_per_step=2, group_size=4, max_new_tokens=8)
+    config = replace(CONFIG, steps=2, learning_rate=1e-3)
+    grpo((rows[:4], rows[4:]), Rule(by_length), start, run, config, method, lora=LORA)
+    base, _ = load_folder(start)
+    found, _ = load_folder(run)
+    assert torch.equal(logits(with_adapter(base, run / "adapter")), logits(found))
+    assert not torch.equal(logits(base), logits(found))
+    told = [line["mismatch"] for line in metrics(run) if "mismatch" in line]
+    assert len(told) == 2 and max(told) < 1e-4  # what samples is what is trained

@@ -11,6 +11,7 @@ from cygnet.config import TrainConfig
 from cygnet.errors import UserError
 from cygnet.export.huggingface import save_folder
 from cygnet.files import JsonlWriter
+from cygnet.stages import preference_rules
 from cygnet.stages.dpo import DpoConfig, dpo
 from cygnet.stages.pairs import read_pairs, take_pairs
 from cygnet.text.tokenizer import Tokenizer
@@ -94,6 +95,20 @@ def test_every_loss_learns_to_prefer(name: str, start: Path, pairs: Rows, tmp_pa
     assert steps[-1]["accuracy"] >= 0.9 > 0.8 > steps[0]["accuracy"]
     if name == "kto":
         assert all("kl_baseline" in line for line in steps)
+
+
+def test_a_run_that_learns_nothing_is_told_so_once_with_the_step_and_the_reason(
+    start: Path, pairs: Rows, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(preference_rules, "PATIENCE", 2)
+    align(tmp_path, start, pairs, [], DpoConfig(), steps=5, learning_rate=1e-9)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("warning") == 1
+    assert (
+        "dpo: warning at step 3: the loss has stayed at 0.693 for 2 steps: the pairs carry no "
+        "signal, because the model has hardly moved from the reference; raise --learning_rate"
+    ) in said
 
 
 def test_kto_learns_from_answers_that_are_no_pairs(

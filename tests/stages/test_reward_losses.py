@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from trl.trainer.reward_trainer import RewardTrainer
 
 from cygnet.stages.reward_losses import (
     bradley_terry_loss,
@@ -65,11 +65,11 @@ def test_bradley_terry_is_that_of_trl(center: float | None, has_margin: bool) ->
             return self[key]
 
     same = SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x)
-    trainer = SimpleNamespace(
+    trainer: Any = SimpleNamespace(
         model=Gives(), args=SimpleNamespace(center_rewards_coefficient=center), accelerator=same,
         _total_train_tokens=0, _tp_size=1, _metrics=Counted(),
     )  # fmt: skip
-    theirs = trl.RewardTrainer.compute_loss(trainer, trainer.model, inputs)
+    theirs = RewardTrainer.compute_loss(trainer, trainer.model, inputs)
     ours = bradley_terry_loss(chosen, rejected, margin, center or 0.0).mean()
     assert float(ours) == pytest.approx(float(theirs), abs=1e-10)
 

@@ -108,6 +108,7 @@ def test_what_a_world_says_is_appended_and_nothing_drawn_is_encoded_again(
             )
         ]
         said = [words.decode(ids, skip_special=True) for mine, ids in runs if not mine]
+        assert all(ids[0] != words.im_end_id for mine, ids in runs if not mine)
         answers = [message["content"] for message in episode.messages[1::2]]
         assert len(answers) == episode.num_turns == sum(mine for mine, _ in runs)
         assert said[0] == f"user\n{episode.row['prompt']}\nassistant\n"

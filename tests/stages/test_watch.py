@@ -63,7 +63,7 @@ ILL = {
     "which answer is chosen looks like chance":
         {"preference_loss": 0.6929, "accuracy": 0.52, "margin": 0.01},
     "the loss has stayed at 0.693 for 50 steps: the pairs carry no signal, because their "
-    "log-probabilities hardly differ": {"preference_loss": 0.694, "accuracy": 0.7, "margin": 2e-3},
+    "log-probabilities hardly differ": {"preference_loss": 0.6933, "accuracy": 0.7, "margin": 2e-3},
     "look whether chosen and rejected are swapped": {"accuracy": 0.2},
     "chosen answers are becoming unlikely (-2.00 to -3.20 nats": {"chosen_log_prob": -3.2},
     "rejected answers have become all but impossible": {"rejected_log_prob": -13.0},
@@ -94,3 +94,12 @@ def test_pairs_left_out_for_equal_sides_are_named_as_a_cause() -> None:
 def test_a_loss_that_does_not_start_at_log_2_is_judged_by_its_accuracy() -> None:
     (sentence,) = told({"preference_loss": 0.6931, "accuracy": 0.5}, DpoConfig(loss="simpo"))
     assert sentence.startswith("the accuracy has stayed at 50% for 50 steps: the pairs carry no")
+
+
+def test_kto_is_judged_by_its_margin_for_its_accuracy_hangs_on_the_labels() -> None:
+    kto = DpoConfig(loss="kto")
+    assert told({"accuracy": 0.2}, kto) == []
+    (sentence,) = told({"margin": 0.001}, kto)
+    assert sentence.startswith("the margin has stayed at 0.001 for 50 steps: the pairs carry no")
+    (sentence,) = told({"margin": -0.5}, kto)
+    assert sentence.startswith("the model prefers the rejected answer (margin -0.50)")

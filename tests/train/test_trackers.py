@@ -109,6 +109,7 @@ def test_a_folder_that_cannot_be_made_is_said_and_does_not_raise(tmp_path, capsy
     assert "training goes on without it" in capsys.readouterr().err
 
 
+OF_A_KIND = "heldout_loss/诗"
 TRAIN = """
 import json, sys
 from pathlib import Path
@@ -124,7 +125,7 @@ trackers = make_trackers(
 )
 for step in range(request["step"] + 1, request["until"] + 1):
     for tracker in trackers:
-        tracker.log({"loss": 1 / step, "lr": 0.5}, step)
+        tracker.log({"loss": 1 / step, "lr": 0.5, "heldout_loss/诗": 2 / step}, step)
         tracker.samples([{**row, "score": step} for row in request["samples"]], step)
 state = {key: value for tracker in trackers for key, value in tracker.state().items()}
 for tracker in trackers:
@@ -190,9 +191,9 @@ def records(log: Path) -> list[dict]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def history(folder: Path) -> list[tuple[int, float]]:
+def history(folder: Path, name: str = "loss") -> list[tuple[int, float]]:
     items = [r["history"]["item"] for r in records(newest(folder)) if r["type"] == "history"]
-    return [(item["step"], item["loss"]) for item in items]
+    return [(item["step"], item[name]) for item in items]
 
 
 def started(folder: Path) -> dict:
@@ -204,6 +205,7 @@ def test_wandb_without_login_writes_all_offline_and_says_how_to_sync(tmp_path):
     run = tmp_path / "first"
     state, said = train(run, tmp_path)
     assert history(run) == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert history(run, OF_A_KIND) == [(1, 2.0), (2, 1.0), (3, 2 / 3)]
     begun = started(run)
     assert begun["run_id"] == state["wandb_run_id"]
     assert begun["project"] == "swans"
@@ -400,6 +402,7 @@ def test_tensorboard_holds_every_step_once_after_a_resume(tmp_path):
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
     assert events.Scalars("loss")[3].value == pytest.approx(1 / 4)
+    assert events.Scalars(OF_A_KIND)[3].value == pytest.approx(2 / 4)
 
 
 def test_tensorboard_shows_the_samples_of_each_step_as_they_are(tmp_path):

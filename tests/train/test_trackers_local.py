@@ -12,7 +12,7 @@ import pytest
 from cygnet.config import TrainConfig
 from cygnet.train.trackers import JsonlTracker, make_trackers
 from cygnet.train.trackers.trackio import free_name
-from tests.train.test_trackers import FAKE_KEY, ROWS, server, train
+from tests.train.test_trackers import FAKE_KEY, OF_A_KIND, ROWS, server, train
 
 
 def swanlab_records(folder: Path) -> list[Any]:
@@ -30,9 +30,9 @@ def swanlab_folders(run: Path) -> list[Path]:
     return sorted((run / "swanlog").glob("run-*"), key=lambda path: path.stat().st_ctime_ns)
 
 
-def swanlab_losses(folder: Path) -> list[tuple[int, float]]:
+def swanlab_losses(folder: Path, name: str = "loss") -> list[tuple[int, float]]:
     scalars = [r.scalar for r in swanlab_records(folder) if r.HasField("scalar")]
-    return [(s.step, s.value.number) for s in scalars if s.key == "loss"]
+    return [(s.step, s.value.number) for s in scalars if s.key == name]
 
 
 def test_swanlab_writes_all_offline_and_says_how_to_send_it(tmp_path):
@@ -42,6 +42,7 @@ def test_swanlab_writes_all_offline_and_says_how_to_send_it(tmp_path):
     state, said = train(run, tmp_path, config=config, samples=ROWS)
     (folder,) = swanlab_folders(run)
     assert swanlab_losses(folder) == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+    assert swanlab_losses(folder, OF_A_KIND) == [(1, 2.0), (2, 1.0), (3, pytest.approx(2 / 3))]
     started = next(r.start for r in swanlab_records(folder) if r.HasField("start"))
     assert (started.project, started.name, started.id) == (
         "my-swans",
@@ -119,6 +120,7 @@ def test_trackio_holds_metrics_settings_and_samples(tmp_path):
     assert [(step, m["loss"]) for _, step, m in rows if "loss" in m] == [
         (1, 1.0), (2, 0.5), (3, 1 / 3),
     ]  # fmt: skip
+    assert [m[OF_A_KIND] for _, _, m in rows if OF_A_KIND in m] == [2.0, 1.0, 2 / 3]
     tables = [(step, m["samples"]["_value"]) for _, step, m in rows if "samples" in m]
     assert [step for step, _ in tables] == [1, 2, 3]
     for step, shown in tables:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cygnet.errors import UserError, nearest
@@ -18,6 +19,8 @@ BUILTIN = {
     "repetition": "penalties",
 }
 """Name of the function, and its file in this folder."""
+FOR_ALL = ("length", "repetition")
+"""These count for every row; the others where a row that names its rewards names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,15 @@ class Reward:
     reference: str
     """What the process that calls it loads: see `cygnet.stages.functions`."""
     weight: float
+
+    def counts_for(self, wanted: Sequence[str] | None) -> bool:
+        """Return whether it counts for a row with these `rewards` (none: all count).
+
+        A person's own function is left out only where the row names another of their own.
+        """
+        if wanted is None or self.name in wanted or self.name in FOR_ALL:
+            return True
+        return is_file_reference(self.name) and not any(map(is_file_reference, wanted))
 
 
 def find_reward(text: str) -> Reward:

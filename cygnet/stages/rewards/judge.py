@@ -67,11 +67,12 @@ class Judge:
 
         Args:
             answer: the text of the last answer.
-            row: of the prompt. Where it has `rewards`, a list of names, only these count.
+            row: of the prompt. Where it has `rewards`, a list of names, these count
+                (`Reward.counts_for`).
             messages: the whole conversation; rewards find it in `row["messages"]`.
         """
         wanted = row.get("rewards")
-        chosen = [each for each in self.rewards if wanted is None or each.name in wanted]
+        chosen = [each for each in self.rewards if each.counts_for(wanted)]
         if not chosen:
             return self._failed(f"none of the row's rewards {wanted} was asked for", row)
         seen = dict(row) if messages is None else {**row, "messages": list(messages)}

@@ -9,6 +9,7 @@ import torch
 
 from cygnet.config import ModelConfig, TrainConfig
 from cygnet.errors import UserError
+from cygnet.model.lora import lora_of
 from cygnet.model.transformer import Transformer
 from cygnet.train.comparison import choose
 from cygnet.train.hardware import Hardware
@@ -104,6 +105,12 @@ def spread(name: str, model: Transformer, config: TrainConfig, hardware: Hardwar
         raise UserError(
             f"--parallel {name} and fp16: each process would scale its part of the loss by itself; "
             "give --dtype bf16 or fp32, or --parallel fsdp"
+        )
+    lora = lora_of(model)
+    if name == "tensor" and lora and lora.quantize != "none":
+        raise UserError(
+            f"--quantize {lora.quantize} and --parallel tensor: matrices in 4 bits are not cut; "
+            "give --parallel ddp or fsdp"
         )
     module, kind = WAYS[name]
     way: type[Single] = getattr(import_module(f"cygnet.train.parallel.{module}"), kind)

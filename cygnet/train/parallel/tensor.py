@@ -21,8 +21,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from cygnet.errors import UserError
-from cygnet.model.lora import LORA_A, lora_of
+from cygnet.model.lora import LORA_A
 from cygnet.model.transformer import Transformer
 from cygnet.text.loader import Batch
 from cygnet.train.optim import build_optimizer
@@ -72,12 +71,6 @@ class TensorParallel(Single):
             self.tensor_group, self.hardware.device.type, lines[self.world.rank // each]
         )
         self.data_rank, self.data_size = self.world.rank // each, self.world.size // each
-        lora = lora_of(self.model)
-        if lora and lora.quantize != "none":
-            raise UserError(
-                f"--quantize {lora.quantize} and --parallel tensor: matrices in 4 bits are not "
-                "cut; give --parallel ddp or fsdp"
-            )
         by_output, by_input = _ByOutput(), _ByInput()
         # Marked once for all matrices that read it: their gradients are then summed in one go.
         of_attention, of_mlp = (Replicate(), None, None, None), (Replicate(),)

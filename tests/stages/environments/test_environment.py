@@ -47,7 +47,7 @@ def returns_gigabytes():
     return "x" * (1 << 26)
 
 def takes_memory():
-    return len(bytearray(1 << 36))
+    return len(bytearray(1 << 31))
 
 def writes_a_file():
     with open("large", "wb") as file:
@@ -236,6 +236,7 @@ def test_a_sandbox_without_a_parent_ends_itself(file: Path) -> None:
         "import threading\n"
         "threading.Thread(target=box.call, args=('loops', {}), daemon=True).start()\n"
         "print(box._sandbox._process.pid, flush=True)\n"
+        "import time; time.sleep(1)\n"  # until it is inside the loop
         "os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

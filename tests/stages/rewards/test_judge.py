@@ -80,10 +80,17 @@ def test_rewards_are_weighted_and_summed(file: Path) -> None:
     assert verdict.total == 249 and verdict.failure is None
 
 
-def test_a_row_may_name_which_rewards_count_for_it() -> None:
-    with Judge(["length", "poem_form"]) as judge:
-        assert set(judge.judge("x", {**ROW, "rewards": ["length"]}).parts) == {"length"}
-        assert judge.judge("x", {**ROW, "rewards": ["recipe"]}).failure is not None
+def test_a_row_may_name_which_rewards_count_for_it(file: Path) -> None:
+    own, other = f"{file}:good", f"{file}:seen"
+    with Judge(["length", "poem_form", own]) as judge:
+        named = {**ROW, "rewards": ["poem_form"]}
+        assert set(judge.judge("x", named).parts) == {"length", "poem_form", own}
+        named["rewards"] = ["recipe"]  # a penalty and one's own rule are for every row
+        assert set(judge.judge("x", named).parts) == {"length", own}
+        named["rewards"] = [other]
+        assert set(judge.judge("x", named).parts) == {"length"}
+    with Judge(["poem_form"]) as judge:
+        assert "none of the row's rewards" in str(judge.judge("x", named).failure)
 
 
 def test_the_conversation_is_shown(file: Path) -> None:

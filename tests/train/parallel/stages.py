@@ -3,9 +3,10 @@
 A stage is made alike in every process, from what is in the request alone.
 """
 
+import copy
 import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,10 @@ from cygnet.stages.grpo import GrpoConfig, GrpoStage
 from cygnet.stages.kto import labelled_batch
 from cygnet.stages.next_token import NextTokenStage
 from cygnet.stages.on_policy import OnPolicyStage
+from cygnet.stages.ppo import PpoConfig, PpoStage
+from cygnet.stages.ppo_rollout import Answerer
+from cygnet.stages.reward import RewardConfig, RewardStage, pack, scorer_around
+from cygnet.stages.rollout import Roller, RolloutConfig
 from cygnet.text.loader import IGNORE, Batch
 from cygnet.text.shards import ShardReader
 from cygnet.text.tokenizer import Tokenizer
@@ -106,6 +111,28 @@ def _scored(
         ScoringTransformer.around(model),
         ScoredStage("pretrain", shards, shards, config, tokenizer),
     )
+
+
+def _ppo(
+    model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+) -> Made:
+    """Learns to write words of one length; a rollout is learnt from in four steps."""
+
+    def reward(conversations: Sequence[Any]) -> list[float]:
+        return [-abs(len(messages[-1]["content"]) - 9) / 9 for messages in conversations]
+
+    settings = PpoConfig(
+        answers_per_rollout=10, epochs_per_rollout=2, minibatches=2, max_new_tokens=6,
+        heldout_prompts=3, kl_coef=0.1, target_kl=0.5,
+    )  # fmt: skip
+    roller = Roller(tokenizer, RolloutConfig(max_new_tokens=settings.max_new_tokens))
+    prompts = [{"prompt": word} for word in "abcdefg"]
+    answerer = Answerer(
+        roller, copy.deepcopy(model), reward, lambda c: [float(len(c[0]))] * len(c),
+        config.max_seq_len,
+    )  # fmt: skip
+    policy = ScoringTransformer.around(model)
+    return policy, PpoStage(prompts, prompts, answerer, config, settings)
 
 
 def _teacher(model: Transformer) -> Transformer:
@@ -217,13 +244,33 @@ def _adapted(**settings: Any) -> Maker:
     return make
 
 
+def _reward(
+    model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+) -> Made:
+    """Pairs, of which the better side begins with a smaller id."""
+    chooser = random.Random(5)
+
+    def said(first: int) -> list[int]:
+        return [first, *chooser.choices(range(tokenizer.vocab_size), k=chooser.randint(1, 11))]
+
+    groups = [[said(n), said(n + 150)] for n in range(40)]
+    batch, _ = pack(groups, [[n % 3 / 10] * 2 for n in range(40)], config.max_seq_len)
+    return scorer_around(model), RewardStage(batch, batch, config, RewardConfig())
+
+
 MAKERS: dict[str, Maker] = {
     "echo": _plain(EchoStage),
     "scored": _scored,
+    "ppo": _ppo,
     "grpo": _grpo,
     "orpo": _preference("orpo"),
     "kto": _preference("kto"),
     "lora": _adapted(use_dora=True),
+    "qlora": _adapted(quantize="nf4"),
+    "dropout": _adapted(lora_dropout=0.3),
+    "reward": _reward,
     "distill": _distill,
     "on_policy": _on_policy,
 }
+DRAWING = ("dropout",)
+"""Those in which each process draws numbers of its own, so that several are not one."""

@@ -146,6 +146,22 @@ def test_torchrun_train_dpo(folder: Path, alone: Path) -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-4, msg=name)
 
 
+def test_torchrun_train_reward(folder: Path, alone: Path) -> None:
+    """Two processes, each with slices of the weights, give the scores of one."""
+    line = f"train_reward.py --from {alone} --data {folder}/pairs.jsonl {TRAINING} --dtype fp32"
+    typed(f"python {line} --out {folder}/judge-1")
+    said = typed(f"torchrun --nproc_per_node 2 {line} --out {folder}/judge-2 --parallel fsdp")
+    check_run(folder / "judge-2", 2, is_tracked=False)
+    one, two = folder / "judge-1", folder / "judge-2"
+    assert losses(two) == pytest.approx(losses(one), rel=2e-5)
+    found = weights(two)
+    assert "score.weight" in found
+    for name, value in weights(one).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-4, msg=name)
+    assert said.count("held-out pairs:") == 1
+    assert (two / "reward.json").exists()
+
+
 def test_deepspeed_train_pretrain(folder: Path, alone: Path) -> None:
     out = folder / "zero"
     typed(

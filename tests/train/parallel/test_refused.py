@@ -10,11 +10,13 @@ import torch
 
 from cygnet.config import ModelConfig, TrainConfig, load_settings
 from cygnet.errors import UserError
+from cygnet.model.lora import LoraConfig, add_lora
 from cygnet.model.transformer import Transformer
 from cygnet.stages.next_token import NextTokenStage
 from cygnet.text.shards import ShardReader
 from cygnet.train import engine, hardware
 from cygnet.train.layout import Layout, zero_settings
+from cygnet.train.parallel.choose import spread
 from cygnet.train.parallel.deepspeed import deepspeed_settings
 from cygnet.train.parallel.group import is_restart, world
 from tests.train.parallel.conftest import CONFIG, SIZES
@@ -35,6 +37,16 @@ REFUSED = [
     (2, {"parallel": "tensor", "dtype": "fp16"}, ("--parallel tensor", "fp16")),
     (2, {"parallel": "pipeline", "dtype": "fp16"}, ("--parallel pipeline", "fp16")),
 ]  # fmt: skip
+
+
+def test_matrices_in_4_bits_are_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    model = Transformer(ModelConfig(**SIZES))
+    add_lora(model, LoraConfig(lora=True, quantize="nf4"), torch.Generator())
+    config = load_settings(TrainConfig, {**CONFIG, "parallel": "tensor"}, "test")
+    with pytest.raises(UserError, match=r"--quantize nf4 and --parallel tensor: .* --parallel ddp"):
+        spread("tensor", model, config, hardware.find_hardware(config))
 
 
 @pytest.mark.parametrize(
