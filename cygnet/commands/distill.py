@@ -14,6 +14,7 @@ from cygnet.corpus.instructions import InstructionConfig
 from cygnet.errors import UserError
 from cygnet.export.huggingface import find_model
 from cygnet.generate.remote import KEY_VARIABLE, Server
+from cygnet.model.lora import LoraConfig
 from cygnet.progress import say
 from cygnet.stages.distill import DistillConfig
 from cygnet.stages.distill_run import distill
@@ -21,6 +22,7 @@ from cygnet.stages.sft import sft
 from cygnet.stages.teacher_answers import AnswersConfig, ask_teacher, prompts_of, read_prompts
 from cygnet.steps import (
     From,
+    Lora,
     Train,
     data_folder,
     finish,
@@ -55,6 +57,7 @@ class DistillCommand:
     instructions: InstructionConfig = InstructionConfig()
     answers: AnswersConfig = AnswersConfig()
     method: Annotated[DistillConfig, tyro.conf.arg(name="")] = DistillConfig()
+    lora: Lora = LoraConfig()
     distill: Train = TrainConfig(epochs=1)
 
 
@@ -76,7 +79,7 @@ def _from_probabilities(config: DistillCommand) -> Path:
         data = _data(config, teacher)
     return distill(
         teacher, start, config.model, data, config.out / "shards", config.out, config.distill,
-        config.method,
+        config.method, lora=config.lora,
     )  # fmt: skip
 
 
@@ -116,4 +119,4 @@ def _from_answers(config: DistillCommand) -> Path:
         return ask_teacher(server, rows, out, config.answers)
 
     conversations = on_rank_zero(ask)
-    return sft(conversations, start, out / "shards", out, config.distill)
+    return sft(conversations, start, out / "shards", out, config.distill, lora=config.lora)

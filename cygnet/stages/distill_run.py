@@ -11,6 +11,7 @@ from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.errors import UserError
 from cygnet.files import sha256_file
 from cygnet.generate.runner import laid_out
+from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.progress import say
 from cygnet.stages.distill import DistillConfig, DistillStage
 from cygnet.stages.launch import load_start, train_and_save
@@ -33,6 +34,7 @@ def distill(
     config: TrainConfig,
     method: DistillConfig,
     renew: bool = False,
+    lora: LoraConfig = NO_LORA,
 ) -> Path:
     """Let a student learn from the teacher and return the student's model folder.
 
@@ -45,7 +47,7 @@ def distill(
         run: the run folder.
         config: training settings.
         method: what is learnt.
-        renew: see `train_and_save`.
+        renew, lora: see `train_and_save`.
 
     Raises:
         UserError: one of them is no model, or the teacher's tokens are not the student's.
@@ -53,6 +55,8 @@ def distill(
     inputs: dict[str, Any] = {"start": None, "method": asdict(method)}
     tutor, tokenizer, inputs["teacher"] = load_start(teacher)
     if start is None:
+        if lora.lora:
+            raise UserError("--lora needs a student to adapt: --from RUN_OR_MODEL")
         model = new_model(sizes, tokenizer, config.seed)
     else:
         model, own, inputs["start"] = load_start(start)
@@ -79,7 +83,9 @@ def distill(
             return DistillStage(*given)
         return OnPolicyStage(*given, *(read_questions(data / name) for name in (TRAIN, HELDOUT)))
 
-    return train_and_save("distill", model, tokenizer, stage, config, run, inputs, renew)
+    return train_and_save(
+        "distill", model, tokenizer, stage, config, run, inputs, renew, lora=lora, start=start
+    )
 
 
 def check_vocabulary(teacher: Path, its: Tokenizer, student: Path, own: Tokenizer) -> None:

@@ -14,6 +14,7 @@ from cygnet.errors import UserError
 from cygnet.export.huggingface import load_folder, save_folder
 from cygnet.files import JsonlWriter, write_json
 from cygnet.generate.runner import laid_out
+from cygnet.model.lora import LoraConfig
 from cygnet.stages.distill import DistillConfig, DistillStage
 from cygnet.stages.distill_run import distill
 from cygnet.stages.on_policy import OnPolicyStage, question_of
@@ -188,6 +189,22 @@ def test_of_the_students_answers_no_cross_entropy_is_taken(
     own = stage.loss(student, batch.rows(1, len(batch.tokens)))[1]
     # All of alpha: the text's cross-entropy alone, and of the answers the divergence alone.
     assert whole.item() == pytest.approx(float(text["cross_entropy"] + own["divergence"]), rel=1e-5)
+
+
+def test_adapters_of_a_student_learn_alone(
+    teacher: Path, documents: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    run, base = tmp_path / "run", random_model(SMALL, seed=8)
+    start = save_folder(base, tokenizer, tmp_path / "student")
+    lora = LoraConfig(lora=True, lora_rank=4)
+    given = (documents, run / "shards", run, TRAIN, DistillConfig())
+    folder = distill(teacher, start, STUDENT, *given, lora=lora)
+    model, _ = load_folder(folder)
+    assert torch.equal(model.output_weight, base.output_weight)
+    divergence = logged(run, "divergence")
+    assert divergence[-1] < 0.95 * divergence[0]
+    with pytest.raises(UserError, match="--from"):
+        distill(teacher, None, STUDENT, *given, lora=lora)
 
 
 def test_a_question_is_what_comes_before_the_last_answer() -> None:
