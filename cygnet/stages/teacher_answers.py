@@ -28,7 +28,7 @@ from cygnet.generate.sampling import Sampling
 from cygnet.messages import Message
 from cygnet.progress import progress, say
 from cygnet.stages.groups import is_held_out
-from cygnet.stages.on_policy import question_of
+from cygnet.stages.on_policy import question_of, read_questions
 from cygnet.stages.rollout import prompt_messages
 
 Row = Mapping[str, Any]
@@ -136,8 +136,8 @@ def prompts_of(instructions: Path) -> tuple[list[Row], list[Row]]:
     """Return the prompts of an instructions folder, in its own split; those with tools left out."""
     both: list[list[Row]] = []
     for name in (TRAIN, HELDOUT):
-        rows = (question_of(row) for row in read_jsonl(instructions / name))
-        unique = {_key(row["prompt"]): row for row in rows if row and not row.get("tools")}
+        rows = read_questions(instructions / name)
+        unique = {_key(row["prompt"]): row for row in rows if not row.get("tools")}
         both.append(list(unique.values()))
     return both[0], both[1]
 

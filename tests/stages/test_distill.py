@@ -207,6 +207,22 @@ def test_of_the_students_answers_no_cross_entropy_is_taken(
     assert whole.item() == pytest.approx(float(text["cross_entropy"] + own["divergence"]), rel=1e-5)
 
 
+def test_adapters_of_a_student_learn_alone(
+    teacher: Path, documents: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    run, base = tmp_path / "run", random_model(SMALL, seed=8)
+    start = save_folder(base, tokenizer, tmp_path / "student")
+    lora = LoraConfig(lora=True, lora_rank=4)
+    given = (documents, run / "shards", run, TRAIN, DistillConfig())
+    folder = distill(teacher, start, STUDENT, *given, lora=lora)
+    model, _ = load_folder(folder)
+    assert torch.equal(model.output_weight, base.output_weight)
+    divergence = logged(run, "divergence")
+    assert divergence[-1] < 0.95 * divergence[0]
+    with pytest.raises(UserError, match="--from"):
+        distill(teacher, None, STUDENT, *given, lora=lora)
+
+
 def test_a_question_is_what_comes_before_the_last_answer() -> None:
     said = [
         {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},

@@ -90,7 +90,11 @@ def test_a_student_of_another_vocabulary_learns_a_servers_answers(
         assert load_folder(out)[1].vocab_size == own.vocab_size
         capsys.readouterr()
         main(command)
-    told = capsys.readouterr().err
+        told = capsys.readouterr().err
+        with pytest.raises(SystemExit):  # the server says why an answer ended
+            short = ["--answers.max_new_tokens", "1", "--out", str(tmp_path / "short")]
+            main([*command, *short])
+    assert "no answer to learn from" in capsys.readouterr().err
     assert "12 of 12 prompts are answered already" in told and "up to date" in told
     assert asked(out) == kept
 
