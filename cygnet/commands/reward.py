@@ -41,7 +41,7 @@ class RewardCommand:
     pairs: PairConfig = PairConfig()
     loss: Annotated[RewardConfig, tyro.conf.arg(name="")] = RewardConfig()
     lora: Lora = LoraConfig()
-    reward: Train = TrainConfig(epochs=2, learning_rate=3e-4)
+    reward: Train = TrainConfig(epochs=1, learning_rate=2e-3)
 
 
 def reward_command(config: RewardCommand) -> None:
