@@ -75,13 +75,13 @@ class RunCommand:
     distillation: DistillConfig = DistillConfig()
     distill: TrainConfig = TrainConfig()
     judging: RewardConfig = RewardConfig()
-    reward: TrainConfig = TrainConfig()
+    reward: TrainConfig = TrainConfig(epochs=1, learning_rate=2e-3)
     rlhf: PpoConfig = PpoConfig()
-    ppo: TrainConfig = TrainConfig()
+    ppo: TrainConfig = TrainConfig(epochs=1, learning_rate=1e-4, schedule="constant")
     rewards: tuple[str, ...] = tuple(CHECKED.values())
     """What grpo's answers earn for, of rewards that can check an instruction (`cygnet grpo`)."""
     reinforcement: GrpoConfig = GrpoConfig()
-    grpo: TrainConfig = TrainConfig()
+    grpo: TrainConfig = TrainConfig(steps=40, learning_rate=2e-3, embedding_learning_rate=2e-4)
     eval: EvalConfig = EvalConfig()
 
 
