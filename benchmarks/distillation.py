@@ -134,24 +134,29 @@ def bits_per_token_byte(tokenizer: Tokenizer, shards: Path, config: TrainConfig)
 
 
 def report(out: Path) -> None:
+    """Print what the finished runs of all seeds show; gains are of the same seed."""
     found = {
-        arm: [json.loads(file.read_text()) for file in sorted(out.glob(f"seed_*/{arm}.json"))]
+        arm: {
+            int(file.parent.name.partition("_")[2]): json.loads(file.read_text())
+            for file in sorted(out.glob(f"seed_*/{arm}.json"))
+        }
         for arm in ARMS
     }
     for arm, results in found.items():
-        values = [result["bits_per_byte"] for result in results]
-        print(
-            f"{arm:20} {interval(values)}   steps {results[0]['steps']}, "
-            f"{results[0]['flops'] / 1e12:.2f} TFLOP, "
-            f"{statistics.median(result['training_s'] for result in results):.0f} s"
-        )
-    first = [result["bits_per_byte"] for result in found[ARMS[0]]]
+        if results:
+            one = next(iter(results.values()))
+            values = [result["bits_per_byte"] for result in results.values()]
+            told = f"steps {one['steps']}, {one['flops'] / 1e12:.2f} TFLOP"
+            print(f"{arm:20} {interval(values)}   seeds {list(results)}, {told}")
     for arm in ARMS[1:]:
-        values = [result["bits_per_byte"] for result in found[arm]]
-        gains = [a - b for a, b in zip(values, first, strict=True)]
-        print(f"gain over {arm}: {interval(gains)} bits per byte, seed by seed")
-    print(f"teacher: {found[ARMS[0]][0]['teacher_bits_per_byte']:.4f}")
-    draw(found, out / "distillation.png")
+        gains = [
+            result["bits_per_byte"] - found[ARMS[0]][seed]["bits_per_byte"]
+            for seed, result in found[arm].items()
+            if seed in found[ARMS[0]]
+        ]
+        if gains:
+            print(f"gain over {arm}: {interval(gains)} bits per byte, seed by seed")
+    draw({arm: list(results.values()) for arm, results in found.items()}, out / "distillation.png")
 
 
 def interval(values: list[float]) -> str:
