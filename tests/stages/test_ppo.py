@@ -63,14 +63,13 @@ def collected(
     kept: list[Answer] = []
     draw = stage.answerer.answers
 
-    def spy(*given: Any) -> list[Answer]:
-        kept[:] = draw(*given)
+    def spy(policy: Any, rows: Any, seeds: Any) -> list[Answer]:
+        kept[:] = draw(policy, rows, seeds)
         return kept
 
-    stage.answerer.answers = spy  # type: ignore[method-assign]
-    with torch.no_grad():
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(stage.answerer, "answers", spy)
         figures = stage.collect(number, lambda: model)
-    stage.answerer.answers = draw  # type: ignore[method-assign]
     return kept, figures
 
 
