@@ -107,7 +107,7 @@ def test_the_values_may_begin_with_the_reward_models_head(
 ) -> None:
     figures = {}
     for head in ("zero", "reward"):
-        settings = replace(SETTINGS, value_head=head)  # type: ignore[arg-type]
+        settings = replace(SETTINGS, value_head=head)
         run = replace(command, out=tmp_path / head, settings=settings)
         ppo_command(run)
         figures[head] = next(line for line in lines(run.out) if "explained_variance" in line)
