@@ -1,6 +1,8 @@
-"""Held-out success before and after GRPO on a task set made by rule (`cygnet tasks`).
+r"""Held-out success before and after GRPO on a task set made by rule (`cygnet tasks`).
 
 python benchmarks/grpo_tasks.py runs/demo/sft --task arithmetic --seeds 0 1 2
+python benchmarks/grpo_tasks.py runs/demo/sft --task tools --two_calls 0 --num_sft 200 \
+    --max_seq_len 720 --sft_batch_tokens 1440 --sft_learning_rate 4e-3 --max_new_tokens 72
 """
 
 from __future__ import annotations
@@ -114,18 +116,18 @@ def main() -> None:
     parser.add_argument("--task", choices=sorted(REWARD_OF), default="arithmetic")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/grpo-tasks"))
-    parser.add_argument("--num_sft", type=int, default=300)
+    parser.add_argument("--num_sft", type=int, default=600)
     parser.add_argument("--num_heldout", type=int, default=300)
     parser.add_argument("--two_calls", type=float, default=0.2)
     parser.add_argument("--sft_epochs", type=float, default=4)
-    parser.add_argument("--sft_batch_tokens", type=int, default=2048)
-    parser.add_argument("--sft_learning_rate", type=float, default=2e-3)
-    parser.add_argument("--max_seq_len", type=int, default=512)
+    parser.add_argument("--sft_batch_tokens", type=int, default=1024)
+    parser.add_argument("--sft_learning_rate", type=float, default=5e-3)
+    parser.add_argument("--max_seq_len", type=int, default=128)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--group_size", type=int, default=8)
-    parser.add_argument("--max_new_tokens", type=int, default=48)
+    parser.add_argument("--max_new_tokens", type=int, default=40)
     parser.add_argument("--resample", type=int, default=0)
     parser.add_argument("--loss", default="grpo")
     arguments = parser.parse_args()
