@@ -24,8 +24,8 @@ from cygnet.config import ModelConfig, TrainConfig, plain
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.export.huggingface import load_folder
 from cygnet.files import JsonlWriter, folder_atomic, read_jsonl, sha256_file, write_json
-from cygnet.stages.distill import DistillConfig
-from cygnet.stages.distill_run import distill
+from cygnet.stages.distillation.distill import DistillConfig
+from cygnet.stages.distillation.distill_run import distill
 from cygnet.stages.next_token import NextTokenStage, open_shards
 from cygnet.stages.pretrain import pretrain
 from cygnet.text.tokenizer import Tokenizer

@@ -26,7 +26,7 @@ from cygnet.evals.evaluate import answer
 from cygnet.evals.result import EvalConfig
 from cygnet.export.huggingface import find_model, load_folder
 from cygnet.files import JsonlWriter, read_jsonl
-from cygnet.stages.prompts import checkable_prompts
+from cygnet.stages.reinforcement.prompts import checkable_prompts
 from cygnet.train.hardware import find_hardware
 
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}

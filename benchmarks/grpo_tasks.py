@@ -17,13 +17,13 @@ from pathlib import Path
 from cygnet.config import TrainConfig
 from cygnet.export.huggingface import find_model, load_folder
 from cygnet.files import JsonlWriter, read_jsonl, write_json
-from cygnet.stages.environments.environment import Environment, find_environment
-from cygnet.stages.grpo import GrpoConfig
-from cygnet.stages.grpo_run import grpo
-from cygnet.stages.rewards.judge import Judge
-from cygnet.stages.rollout import Roller, RolloutConfig
+from cygnet.stages.reinforcement.environments.environment import Environment, find_environment
+from cygnet.stages.reinforcement.grpo import GrpoConfig
+from cygnet.stages.reinforcement.grpo_run import grpo
+from cygnet.stages.reinforcement.rewards.judge import Judge
+from cygnet.stages.reinforcement.rollout import Roller, RolloutConfig
+from cygnet.stages.reinforcement.tasks import REWARD_OF, Row, TaskConfig, build_tasks
 from cygnet.stages.sft import sft
-from cygnet.stages.tasks import REWARD_OF, Row, TaskConfig, build_tasks
 
 RIGHT = 0.999
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}

@@ -31,12 +31,12 @@ from cygnet.files import JsonlWriter, read_jsonl, write_json
 from cygnet.generate.generator import Generator
 from cygnet.generate.scorer import Scorer
 from cygnet.progress import say
-from cygnet.stages.episode_rows import EpisodeRows, score_rows
-from cygnet.stages.pairs import PairConfig, build_pairs
-from cygnet.stages.ppo import PpoConfig, ppo
-from cygnet.stages.prompts import asked_prompts
-from cygnet.stages.reward import RewardConfig, compare_heldout, reward
-from cygnet.stages.rollout import Episode, Roller, RolloutConfig
+from cygnet.stages.preference.pairs import PairConfig, build_pairs
+from cygnet.stages.preference.reward import RewardConfig, compare_heldout, reward
+from cygnet.stages.reinforcement.episode_rows import EpisodeRows, score_rows
+from cygnet.stages.reinforcement.ppo import PpoConfig, ppo
+from cygnet.stages.reinforcement.prompts import asked_prompts
+from cygnet.stages.reinforcement.rollout import Episode, Roller, RolloutConfig
 from cygnet.text.forms import is_poem_of_form, repetition_rate
 
 FORMS = ("五言绝句", "七言绝句")

@@ -19,7 +19,7 @@ from cygnet.config import TrainConfig
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.export.huggingface import find_model
 from cygnet.files import JsonlWriter, read_jsonl
-from cygnet.stages.dpo import DpoConfig, dpo
+from cygnet.stages.preference.dpo import DpoConfig, dpo
 
 LOSSES = {
     "dpo": DpoConfig(loss="dpo"),

@@ -23,9 +23,9 @@ from cygnet.evals.reward import RESULT, RewardResult, summary
 from cygnet.export.huggingface import find_model, save_folder
 from cygnet.files import read_jsonl
 from cygnet.model.transformer import Transformer
-from cygnet.stages.pairs import PairConfig
-from cygnet.stages.reward import RewardConfig, reward
-from cygnet.stages.reward_data import take_preferences
+from cygnet.stages.preference.pairs import PairConfig
+from cygnet.stages.preference.reward import RewardConfig, reward
+from cygnet.stages.preference.reward_data import take_preferences
 from cygnet.steps import make_pairs
 from cygnet.text.tokenizer import train_tokenizer
 

@@ -42,7 +42,7 @@ def rows(num_prompts: int, group_size: int) -> list[dict[str, Any]]:
 
 
 def ours(folder: Path, asked: list[dict[str, Any]], new_tokens: int) -> tuple[int, float]:
-    from cygnet.stages.rollout import Roller, RolloutConfig
+    from cygnet.stages.reinforcement.rollout import Roller, RolloutConfig
 
     model, tokenizer = load_folder(folder)
     model.compute_dtype = torch.bfloat16
@@ -58,7 +58,7 @@ def theirs(
 ) -> tuple[int, float]:
     from transformers import AutoModelForCausalLM
 
-    from cygnet.stages.rollout import Roller, RolloutConfig
+    from cygnet.stages.reinforcement.rollout import Roller, RolloutConfig
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     _, tokenizer = load_folder(folder)

@@ -24,17 +24,17 @@ from cygnet.evals.result import EvalConfig
 from cygnet.export.huggingface import find_model
 from cygnet.files import folder_atomic, write_atomic
 from cygnet.progress import say
-from cygnet.stages.distill import DistillConfig
-from cygnet.stages.distill_run import distill
-from cygnet.stages.dpo import DpoConfig, dpo
-from cygnet.stages.grpo import GrpoConfig
-from cygnet.stages.grpo_run import grpo
-from cygnet.stages.pairs import NoPairsError, PairConfig
-from cygnet.stages.ppo import PpoConfig, ppo
+from cygnet.stages.distillation.distill import DistillConfig
+from cygnet.stages.distillation.distill_run import distill
+from cygnet.stages.preference.dpo import DpoConfig, dpo
+from cygnet.stages.preference.pairs import NoPairsError, PairConfig
+from cygnet.stages.preference.reward import RewardConfig, reward
 from cygnet.stages.pretrain import pretrain
-from cygnet.stages.prompts import CHECKED, asked_prompts, checkable_prompts
-from cygnet.stages.reward import RewardConfig, reward
-from cygnet.stages.rewards.judge import Judge
+from cygnet.stages.reinforcement.grpo import GrpoConfig
+from cygnet.stages.reinforcement.grpo_run import grpo
+from cygnet.stages.reinforcement.ppo import PpoConfig, ppo
+from cygnet.stages.reinforcement.prompts import CHECKED, asked_prompts, checkable_prompts
+from cygnet.stages.reinforcement.rewards.judge import Judge
 from cygnet.stages.sft import sft
 from cygnet.steps import (
     evaluate_stages,

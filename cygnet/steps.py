@@ -23,7 +23,7 @@ from cygnet.generate.generator import Generator
 from cygnet.model.lora import LoraConfig
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say
-from cygnet.stages.pairs import PairConfig, build_pairs
+from cygnet.stages.preference.pairs import PairConfig, build_pairs
 from cygnet.text.tokenizer import Tokenizer, make_tokenizer
 from cygnet.train.hardware import find_hardware
 from cygnet.train.run_folder import data_of, differences, stage_folders

@@ -16,10 +16,15 @@ from cygnet.export.huggingface import find_model
 from cygnet.generate.remote import KEY_VARIABLE, Server
 from cygnet.model.lora import LoraConfig
 from cygnet.progress import say
-from cygnet.stages.distill import DistillConfig
-from cygnet.stages.distill_run import distill
+from cygnet.stages.distillation.distill import DistillConfig
+from cygnet.stages.distillation.distill_run import distill
+from cygnet.stages.distillation.teacher_answers import (
+    AnswersConfig,
+    ask_teacher,
+    prompts_of,
+    read_prompts,
+)
 from cygnet.stages.sft import sft
-from cygnet.stages.teacher_answers import AnswersConfig, ask_teacher, prompts_of, read_prompts
 from cygnet.steps import (
     From,
     Lora,

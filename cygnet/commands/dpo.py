@@ -12,8 +12,8 @@ from cygnet.config import TrainConfig
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.export.huggingface import find_model
 from cygnet.model.lora import LoraConfig
-from cygnet.stages.dpo import DpoConfig, dpo
-from cygnet.stages.pairs import PairConfig, take_pairs
+from cygnet.stages.preference.dpo import DpoConfig, dpo
+from cygnet.stages.preference.pairs import PairConfig, take_pairs
 from cygnet.steps import From, Lora, Train, finish, learnt_instructions, make_pairs, required
 from cygnet.train.parallel.group import connect, first, on_rank_zero
 

@@ -13,11 +13,11 @@ from cygnet.config import TrainConfig
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.export.huggingface import find_model
 from cygnet.model.lora import LoraConfig
-from cygnet.stages.environments.environment import find_environment
-from cygnet.stages.grpo import GrpoConfig
-from cygnet.stages.grpo_run import grpo
-from cygnet.stages.prompts import CHECKED, Split, checkable_prompts, read_prompts
-from cygnet.stages.rewards.judge import Judge
+from cygnet.stages.reinforcement.environments.environment import find_environment
+from cygnet.stages.reinforcement.grpo import GrpoConfig
+from cygnet.stages.reinforcement.grpo_run import grpo
+from cygnet.stages.reinforcement.prompts import CHECKED, Split, checkable_prompts, read_prompts
+from cygnet.stages.reinforcement.rewards.judge import Judge
 from cygnet.steps import From, Lora, Train, finish, learnt_instructions, required
 from cygnet.train.parallel.group import connect, first
 

@@ -13,8 +13,8 @@ from cygnet.corpus.instructions import InstructionConfig
 from cygnet.errors import UserError
 from cygnet.export.huggingface import find_model
 from cygnet.model.lora import LoraConfig
-from cygnet.stages.ppo import PpoConfig, ppo
-from cygnet.stages.prompts import asked_prompts, read_prompts
+from cygnet.stages.reinforcement.ppo import PpoConfig, ppo
+from cygnet.stages.reinforcement.prompts import asked_prompts, read_prompts
 from cygnet.steps import From, Lora, Train, finish, learnt_instructions, required
 from cygnet.train.parallel.group import connect, first
 

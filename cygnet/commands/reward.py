@@ -16,9 +16,9 @@ from cygnet.export.huggingface import find_model
 from cygnet.generate.scorer import Scorer
 from cygnet.model.lora import LoraConfig
 from cygnet.progress import say
-from cygnet.stages.pairs import PairConfig
-from cygnet.stages.reward import RewardConfig, compare_heldout, reward
-from cygnet.stages.reward_data import take_preferences
+from cygnet.stages.preference.pairs import PairConfig
+from cygnet.stages.preference.reward import RewardConfig, compare_heldout, reward
+from cygnet.stages.preference.reward_data import take_preferences
 from cygnet.steps import EVAL_RESULT, From, Lora, Train, learnt_instructions, make_pairs, required
 from cygnet.train.hardware import find_hardware
 from cygnet.train.parallel.group import connect, first, on_rank_zero

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from cygnet.stages.tasks import REWARD_OF, TaskConfig, build_tasks
+from cygnet.stages.reinforcement.tasks import REWARD_OF, TaskConfig, build_tasks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,14 +17,14 @@ from cygnet.files import JsonlWriter, read_json, write_json
 from cygnet.model.lora import LoraConfig, put_adapter
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
-from cygnet.stages.dpo import DpoConfig, dpo
-from cygnet.stages.grpo import GrpoConfig
-from cygnet.stages.grpo_run import grpo
-from cygnet.stages.reward import RewardConfig, reward
+from cygnet.stages.preference.dpo import DpoConfig, dpo
+from cygnet.stages.preference.reward import RewardConfig, reward
+from cygnet.stages.reinforcement.grpo import GrpoConfig
+from cygnet.stages.reinforcement.grpo_run import grpo
 from cygnet.stages.sft import sft
 from cygnet.text.tokenizer import Tokenizer
 from tests.models import random_model
-from tests.stages.test_grpo import Rule, by_length
+from tests.stages.reinforcement.test_grpo import Rule, by_length
 
 CONFIG = TrainConfig(
     steps=8, batch_tokens=4 * 128, max_seq_len=128, learning_rate=0.02, dtype="fp32",

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from cygnet.stages.preference_config import DpoConfig
-from cygnet.stages.preference_rules import PATIENCE, preference_rules
+from cygnet.stages.preference.config import DpoConfig
+from cygnet.stages.preference.rules import PATIENCE, preference_rules
 from cygnet.stages.watch import Metrics, Rule, Watch
 
 HEALTHY = {

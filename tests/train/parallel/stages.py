@@ -18,17 +18,22 @@ from cygnet.generate.runner import laid_out
 from cygnet.model.lora import LoraConfig, add_lora
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
-from cygnet.stages.answer_rows import AnswerBatch, answer_log_probs, lay_out, with_reference
-from cygnet.stages.distill import DistillConfig, DistillStage
-from cygnet.stages.dpo import DpoConfig, DpoStage, KtoStage
-from cygnet.stages.grpo import GrpoConfig, GrpoStage
-from cygnet.stages.kto import labelled_batch
+from cygnet.stages.distillation.distill import DistillConfig, DistillStage
+from cygnet.stages.distillation.on_policy import OnPolicyStage
 from cygnet.stages.next_token import NextTokenStage
-from cygnet.stages.on_policy import OnPolicyStage
-from cygnet.stages.ppo import PpoConfig, PpoStage
-from cygnet.stages.ppo_rollout import Answerer
-from cygnet.stages.reward import RewardConfig, RewardStage, pack, scorer_around
-from cygnet.stages.rollout import Roller, RolloutConfig
+from cygnet.stages.preference.answer_rows import (
+    AnswerBatch,
+    answer_log_probs,
+    lay_out,
+    with_reference,
+)
+from cygnet.stages.preference.dpo import DpoConfig, DpoStage, KtoStage
+from cygnet.stages.preference.kto import labelled_batch
+from cygnet.stages.preference.reward import RewardConfig, RewardStage, pack, scorer_around
+from cygnet.stages.reinforcement.grpo import GrpoConfig, GrpoStage
+from cygnet.stages.reinforcement.ppo import PpoConfig, PpoStage
+from cygnet.stages.reinforcement.ppo_rollout import Answerer
+from cygnet.stages.reinforcement.rollout import Roller, RolloutConfig
 from cygnet.text.loader import IGNORE, Batch
 from cygnet.text.shards import ShardReader
 from cygnet.text.tokenizer import Tokenizer

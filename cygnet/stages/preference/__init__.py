@@ -1,0 +1,1 @@
+"""Learning from what people prefer: pairs, labels, ratings."""

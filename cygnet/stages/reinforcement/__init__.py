@@ -1,0 +1,1 @@
+"""Learning from what the model itself answers: rollouts, rewards, environments, GRPO, PPO."""

@@ -1,0 +1,99 @@
+"""A GRPO run: from a model, prompts and rewards to the finished model folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cygnet.config import TrainConfig
+from cygnet.errors import UserError
+from cygnet.model.lora import NO_LORA, LoraConfig
+from cygnet.stages.launch import load_start, train_and_save
+from cygnet.stages.pretrain import check_context
+from cygnet.stages.reinforcement.groups import Judge
+from cygnet.stages.reinforcement.grpo import GrpoConfig, GrpoStage
+from cygnet.stages.reinforcement.prompts import Split, with_room
+from cygnet.stages.reinforcement.rollout import Environment, Roller, RolloutConfig
+from cygnet.train.hardware import find_hardware
+
+
+def grpo(
+    prompts: Split,
+    judge: Judge | None,
+    start: Path,
+    run: Path,
+    config: TrainConfig,
+    method: GrpoConfig,
+    rewards: Sequence[str] = (),
+    environment: Callable[[], Environment] | None = None,
+    renew: bool = False,
+    lora: LoraConfig = NO_LORA,
+) -> Path:
+    """Let the model at `start` learn from what its answers earn; return the model folder.
+
+    Args:
+        prompts: rows to learn from, and those that are only judged.
+        judge: rewards answers; none where the environment alone does.
+        start: the model; it is the reference of the KL term too.
+        run: the run folder.
+        config: training settings.
+        method: how answers are drawn and learnt from.
+        rewards: what the judge is made of, for the record.
+        environment: makes the world of an episode of several turns.
+        renew, lora: see `train_and_save`.
+
+    Raises:
+        UserError: `start` is no model or has no chat template, or no prompt leaves room.
+    """
+    model, tokenizer, start_hash = load_start(start)
+    check_context(model, config)
+    train, heldout = prompts
+    if not train:
+        raise UserError("grpo: no prompt to learn from; give --data some, or hold fewer out")
+    inputs = {
+        "start": start_hash,
+        "prompts": _hash(train),
+        "heldout_prompts": _hash(heldout),
+        "rewards": list(rewards),
+        "method": asdict(method),
+    }
+
+    def stage() -> GrpoStage:
+        hardware = find_hardware(config)
+        roller = Roller(tokenizer, RolloutConfig())
+        room = min(config.max_seq_len + 1, model.config.max_position)
+        reference = None
+        if method.kl_coef:
+            reference = load_start(start)[0].requires_grad_(False).to(hardware.device)
+            reference.compute_dtype = hardware.dtype
+        return GrpoStage(
+            tokenizer,
+            with_room(train, roller, room, "grpo", environment),
+            with_room(
+                _first(heldout, method.heldout_prompts), roller, room, "grpo, held out", environment
+            ),
+            judge,
+            method,
+            config.max_seq_len,
+            config.seed,
+            reference,
+            environment,
+        )
+
+    return train_and_save(
+        "grpo", model, tokenizer, stage, config, run, inputs, renew, lora=lora, start=start
+    )
+
+
+def _hash(rows: Sequence[dict[str, Any]]) -> str:
+    text = "\n".join(json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _first(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Return some rows, in the order of a hash: a fair draw of a file that may be sorted."""
+    return sorted(rows, key=lambda row: _hash([row]))[:count]

@@ -1,0 +1,144 @@
+"""What the built-in rewards give, and that they climb as an answer gets better."""
+
+import json
+from itertools import pairwise
+
+import pytest
+
+from cygnet.corpus.builtin import builtin_rows, render_recipe
+from cygnet.corpus.instructions import subject_key
+from cygnet.stages.reinforcement.rewards.exact import arithmetic, json_schema, spelling
+from cygnet.stages.reinforcement.rewards.penalties import length, repetition
+from cygnet.stages.reinforcement.rewards.recipes import recipe
+from cygnet.stages.reinforcement.rewards.tool_use import tool_use
+from cygnet.stages.reinforcement.rewards.verse import poem_form, rhyme_of, rhyme_rate
+
+POEM = "白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。"
+FORM = {"form": "五言绝句"}
+
+
+def test_a_poem_of_the_form_that_rhymes_earns_all() -> None:
+    assert poem_form(POEM, FORM) == pytest.approx(1.0)
+    assert poem_form(POEM, {"form": "七言绝句"}) < 0.45
+
+
+def test_what_is_nearer_to_the_form_earns_more() -> None:
+    ladder = [
+        "A poem about the sea.",
+        "白日",
+        "白日依山尽。",
+        "白日依山尽，黄河入海流。",
+        "白日依山尽，黄河入海流。欲穷千里目。",
+        "白日依山尽，黄河入海流。欲穷千里目，更上一层。",
+        "白日依山尽，黄河入海流。欲穷千里目，更上一层天。",
+        POEM,
+    ]
+    earned = [poem_form(text, FORM) for text in ladder]
+    assert earned == sorted(earned) and len(set(earned)) == len(earned)
+
+
+def test_saying_one_line_again_or_adding_words_does_not_earn_the_form() -> None:
+    assert poem_form("白日依山尽，" * 4, FORM) < 0.3
+    assert poem_form("Here is it: " + POEM, FORM) < poem_form(POEM, FORM) - 0.4
+
+
+def test_rhyme_is_of_sounds_and_not_of_the_same_character() -> None:
+    assert rhyme_of("流") == rhyme_of("楼") != rhyme_of("天")
+    assert rhyme_of("日") != rhyme_of("衣")  # -i after a sibilant is another vowel
+    assert rhyme_rate(["白日", "河流", "千里", "河流"]) == 0
+    assert rhyme_rate(["白日", "河流", "千里", "高楼"]) == 1
+    assert rhyme_rate(["白日", "河流", "千里", "天上", "白日", "高楼", "千里", "心头"]) == 2 / 3
+
+
+def test_most_tang_poems_earn_nearly_all() -> None:
+    rows = [row for row in builtin_rows("tang_poems_zh") if row["form"] == "五言绝句"][:200]
+    earned = [poem_form(row["text"], row) for row in rows]
+    assert sum(value >= 0.8 for value in earned) >= 190
+    assert sum(value == 1 for value in earned) >= 100  # modern sounds rhyme less than theirs
+
+
+def test_a_real_recipe_earns_more_than_one_of_another_dish_or_without_steps() -> None:
+    rows = [row for row in builtin_rows("recipes_en") if subject_key(row["title"])][:40]
+    for row, other in pairwise(rows):
+        asked, text = {"subject": row["title"]}, render_recipe(row)
+        without_steps = text.partition("## Steps")[0]
+        assert recipe(text, asked) > recipe(without_steps, asked)
+        if not set(row["title"].lower().split()) & set(render_recipe(other).lower().split()):
+            assert recipe(text, asked) > recipe(text, {"subject": other["title"]})
+
+
+@pytest.mark.parametrize(
+    ("answer", "row", "earned"),
+    [
+        ("7+5=12, 3+4+1=8: 82", {"answer": 82}, 1),
+        ("eighty-two", {"answer": 82, "script": "words"}, 1),
+        ("82", {"answer": 82, "script": "words"}, 0.5),
+        ("八十二", {"answer": 82, "script": "chinese"}, 1),
+        ("83", {"answer": 82}, 0.1),
+        ("28", {"answer": 82}, 0),
+        ("182", {"answer": 82}, 0),
+        ("I do not know", {"answer": 82}, 0),
+    ],
+)
+def test_arithmetic(answer: str, row: dict[str, object], earned: float) -> None:
+    assert arithmetic(answer, row) == pytest.approx(earned)
+
+
+def test_spelling() -> None:
+    assert spelling("s-w-a-n", {"answer": "s-w-a-n"}) == 1
+    assert spelling("S W A N", {"answer": "s-w-a-n"}) == 1
+    assert spelling("s-w-a-m", {"answer": "s-w-a-n"}) == pytest.approx(0.15)
+    assert spelling("s-w-a-n: 1", {"answer": 1}) == 1
+    assert spelling("s-w-a-n: 2", {"answer": 1}) == 0
+
+
+def test_json() -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    asked = {"schema": schema, "answer": {"age": 31}}
+    ladder = ["age: 31", "[31]", '{"age": "31"}', '{"age": 30}', '{"age": 31}']
+    earned = [json_schema(text, asked) for text in ladder]
+    assert earned[0] == 0 and earned[-1] == 1
+    assert earned == sorted(earned) and earned[1] < earned[3]
+    assert json_schema('```json\n{"age": 30}\n```', {"schema": schema}) == 1
+    assert json_schema("[" * 100_000, asked) == 0
+
+
+def test_json_of_a_schema_that_is_none_is_the_persons_mistake() -> None:
+    with pytest.raises(ValueError, match="nonsense"):
+        json_schema("{}", {"schema": {"type": "nonsense"}})
+
+
+def conversation(result: str, answer: str) -> list[dict[str, object]]:
+    call = {"id": "1", "function": {"name": "calculator", "arguments": "{}"}}
+    return [
+        {"role": "user", "content": "What is 37 times 45?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": result},
+        {"role": "assistant", "content": answer},
+    ]
+
+
+def test_a_right_answer_counts_only_if_a_tool_gave_it() -> None:
+    def earned(result: str, answer: str, **more: object) -> float:
+        row = {"answer": 1665, "messages": conversation(result, answer), **more}
+        return tool_use(answer, row)
+
+    assert earned("1665", "It is 1665.") == 1
+    assert earned("1665", "It is 1666.") == 0.5
+    assert earned("82", "It is 1665.") == 0.1
+    assert earned("Error: it is 1665", "It is 1665.") == 0
+    assert earned("1665", "It is 1665.", tool="unit_converter") == 0
+    assert tool_use("1665", {"answer": 1665, "messages": []}) == 0
+
+
+def test_long_and_repeated_answers_lose() -> None:
+    assert length("x" * 400, {}) == 0
+    assert length("x" * 500, {}) == -0.5
+    assert length("x" * 5000, {}) == -1
+    assert repetition("a b c d " * 9, {}) < -0.8 < repetition("a b c d e f g", {}) == 0
+
+
+@pytest.mark.parametrize("function", [poem_form, recipe, arithmetic, spelling, json_schema])
+def test_a_field_that_is_missing_is_named(function: object) -> None:
+    with pytest.raises(KeyError, match="needs the field"):
+        function("x", json.loads("{}"))  # type: ignore[operator]

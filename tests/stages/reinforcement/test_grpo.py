@@ -1,0 +1,232 @@
+"""What a GRPO step learns from, what it tells, and when it warns or stops."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from cygnet.errors import UserError
+from cygnet.model.transformer import Transformer
+from cygnet.stages.reinforcement.groups import is_held_out
+from cygnet.stages.reinforcement.grpo import GrpoBatch, GrpoConfig, GrpoStage
+from cygnet.stages.reinforcement.prompts import read_prompts
+from cygnet.text.tokenizer import Tokenizer
+from cygnet.train.guards import RunStopped
+from tests.models import random_model
+
+ROWS = [{"prompt": f"soup {number}"} for number in range(6)]
+
+
+@dataclass(frozen=True)
+class Worth:
+    total: float
+    parts: dict[str, float]
+    failure: str | None = None
+
+
+class Rule:
+    """A judge of one plain function; none for an answer that it cannot judge."""
+
+    def __init__(self, value: Callable[[str], float | None]) -> None:
+        self.value, self.num_failures, self.first_failure = value, 0, None
+
+    def judge(self, answer: str, row: Any, messages: Any = None) -> Worth:
+        found = self.value(answer)
+        if found is None:
+            self.num_failures += 1
+            self.first_failure = self.first_failure or "no value"  # type: ignore[assignment]
+            return Worth(0.0, {}, "no value")
+        return Worth(found, {"rule": found})
+
+
+def by_length(answer: str) -> float:
+    return len(answer) % 5 / 5
+
+
+def stage(
+    tokenizer: Tokenizer, value: Callable[[str], float | None] = by_length, **method: Any
+) -> GrpoStage:
+    settings = {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 12} | method
+    return GrpoStage(
+        tokenizer, ROWS[:4], ROWS[4:], Rule(value), GrpoConfig(**settings), 64, seed=0
+    )  # fmt: skip
+
+
+def step(made: GrpoStage, model: Transformer, batch: GrpoBatch) -> torch.Tensor:
+    model.zero_grad()
+    total, _ = made.loss(model, batch)
+    (total / made.weight(batch)).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_steps_make_what_is_rewarded_likelier(tokenizer: Tokenizer) -> None:
+    model = random_model()
+    made = stage(tokenizer, lambda answer: answer.count("a"), prompts_per_step=4, group_size=16)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    rewards = []
+    for number in range(12):
+        rewards.append(made.collect(number, lambda: model)["reward"])
+        step(made, model, made.batch(number))
+        optimizer.step()
+    assert sum(rewards[-3:]) > 3 * sum(rewards[:3])
+
+
+def test_answers_without_an_advantage_are_left_out_and_change_no_gradient(
+    tokenizer: Tokenizer, model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for everything in (False, True):
+        made = stage(tokenizer, lambda answer: float(len(answer) % 4 == 0), group_size=3)
+        if everything:
+            monkeypatch.setattr(made, "_kept", lambda episodes, _: list(range(len(episodes))))
+        told = made.collect(0, lambda: model)
+        found.append((made.batch(0), step(made, model, made.batch(0))))
+    assert 0 < told["zero_groups"] < 1
+    assert found[0][0].num_labels < found[1][0].num_labels
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
+
+
+def test_groups_without_a_signal_are_drawn_anew_by_choice(
+    tokenizer: Tokenizer, model: Transformer
+) -> None:
+    rare = {"group_size": 2, "prompts_per_step": 4}
+    once = stage(tokenizer, lambda answer: float("o" in answer), **rare)
+    told = once.collect(0, lambda: model)
+    again = stage(tokenizer, lambda answer: float("o" in answer), resample=3, **rare)
+    more = again.collect(0, lambda: model)
+    assert told["resampled_groups"] == 0 < more["resampled_groups"]
+    assert int((again.batch(0).advantages != 0).sum()) > int((once.batch(0).advantages != 0).sum())
+    # Prompts that were used are not used again.
+    assert again.cursor == 4 + more["resampled_groups"]
+
+
+def test_a_rollout_serves_several_steps_and_is_whole_after_resuming(
+    tokenizer: Tokenizer, model: Transformer
+) -> None:
+    made = stage(tokenizer, updates_per_rollout=2)
+    assert made.collect(0, lambda: model)
+    assert made.collect(1, lambda: model) == {}
+    other = stage(tokenizer, updates_per_rollout=2)
+    other.load_state(made.state())
+    assert other.collect(1, lambda: model) == {}
+    for name in GrpoBatch.BLANK:
+        assert torch.equal(getattr(made.batch(1), name), getattr(other.batch(1), name))
+    assert made.collect(2, lambda: model)["reward"] == other.collect(2, lambda: model)["reward"]
+
+
+def test_the_mismatch_of_one_precision_is_rounding_and_of_two_is_told(
+    tokenizer: Tokenizer, model: Transformer
+) -> None:
+    made = stage(tokenizer)
+    told = made.collect(0, lambda: model)
+    assert told["mismatch"] < 1e-5 and told["mismatch_max_ratio"] == pytest.approx(1, abs=1e-4)
+
+    model.compute_dtype = torch.bfloat16
+    told = stage(tokenizer).collect(0, lambda: model)
+    assert 1e-4 < told["mismatch"] < 0.1 and told["mismatch_max_ratio"] > 1.001
+
+
+def test_answers_that_cannot_be_judged_are_dropped_and_too_many_stop_the_run(
+    tokenizer: Tokenizer, model: Transformer
+) -> None:
+    def moody(answer: str) -> float | None:
+        return None if len(answer) % 3 == 0 else by_length(answer)
+
+    made = stage(tokenizer, moody)
+    told = made.collect(0, lambda: model)
+    assert 0 < told["dropped_answers"] < 12
+    strict = stage(tokenizer, moody, max_reward_failures=1)
+    with pytest.raises(RunStopped, match=r"answers could not be judged, 1 are allowed"):
+        strict.collect(0, lambda: model)
+    with pytest.raises(RunStopped, match="not one answer"):
+        stage(tokenizer, lambda _: None).collect(0, lambda: model)
+
+
+def test_a_person_is_warned_once(
+    tokenizer: Tokenizer, model: Transformer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = stage(tokenizer, lambda _: 0.5)
+    for number in range(7):
+        made.collect(number, lambda: model)
+        assert made.weight(made.batch(number)) > 0
+        assert not made.batch(number).advantages.any()
+    said = capsys.readouterr().err
+    assert said.count("no answer earned more than another") == 1
+    assert said.count("are cut off at 12 tokens") == 1
+
+
+def test_a_collapse_of_entropy_is_told_and_its_checkpoint_kept(
+    tokenizer: Tokenizer, model: Transformer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = stage(tokenizer)
+    made.collect(0, lambda: model)
+    assert not made.must_keep
+    with torch.no_grad():
+        model.model.norm.weight *= 50  # nearly all on one token
+    told = made.collect(1, lambda: model)
+    assert told["entropy"] < 0.5 and made.must_keep
+    assert "step 2: the entropy of the answers has collapsed" in capsys.readouterr().err
+
+
+def test_a_truncated_answer_can_teach_nothing(tokenizer: Tokenizer, model: Transformer) -> None:
+    made = stage(tokenizer, mask_truncated=True, max_new_tokens=30, prompts_per_step=4)
+    told = made.collect(0, lambda: model)
+    batch = made.batch(0)
+    assert 0 < told["truncated"] < 1
+    for row in range(len(batch.tokens)):
+        for document in range(int(batch.document_ids[row].max()) + 1):
+            labels = batch.labels[row][batch.document_ids[row] == document]
+            assert int(labels[-1]) in (tokenizer.im_end_id, tokenizer.eos_id)
+
+
+def test_long_answers_are_penalised_in_training_alone(
+    tokenizer: Tokenizer, model: Transformer
+) -> None:
+    made = stage(tokenizer, lambda _: 0.0, overlong_buffer=12)
+    told = made.collect(0, lambda: model)
+    assert -1 <= told["reward"] < -0.5
+    assert told["reward_penalty"] == pytest.approx(told["reward"])
+    assert made.judge(lambda: model)["heldout_reward"] == 0
+
+
+def test_held_out_prompts_are_judged_with_the_reward_and_shown(
+    tokenizer: Tokenizer, model: Transformer
+) -> None:
+    made = stage(tokenizer)
+    told = made.judge(lambda: model)
+    assert told["heldout_reward"] == pytest.approx(told["heldout_reward_rule"])
+    shown = made.samples(lambda *_: None)
+    assert [row["prompt"] for row in shown] == ["soup 4", "soup 5"]
+    assert all(row["reward_rule"] == by_length(row["answer"]) for row in shown)
+    assert made.judge(lambda: model) == told
+
+
+def test_the_split_of_prompts_hangs_on_each_alone() -> None:
+    rows = [{"prompt": f"question {number}"} for number in range(2000)]
+    held = [is_held_out(row, 0.1) for row in rows]
+    assert 150 < sum(held) < 250
+    assert not any(is_held_out(row, 0.0) for row in rows)
+    assert all(is_held_out(row, 0.2) for row, out in zip(rows, held, strict=True) if out)
+
+
+def test_a_row_without_a_prompt_is_named(tmp_path: Any) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n{"question": "b"}\n')
+    with pytest.raises(UserError, match=r"prompts.jsonl, line 2: .*needs \"prompt\""):
+        read_prompts([path], 0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"group_size": 1}, "group_size is 1: it must be at least 2"),
+        ({"kl_coef": -0.1}, "kl_coef is -0.1, below zero"),
+        ({"temperature": 0.0}, "must be above zero"),
+        ({"heldout_share": 1.0}, r"must be in \[0, 1\)"),
+    ],
+)
+def test_wrong_settings_are_refused_in_a_line(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        GrpoConfig(**settings)
