@@ -5,6 +5,7 @@ Imports nothing heavy: the process of `cygnet.stages.reinforcement.sandbox` begi
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -57,6 +58,38 @@ def load(reference: str) -> Any:
         public = [word for word in vars(module) if not word.startswith("_")]
         raise UserError(f"{source} has no {name!r}{nearest(name, public)}")
     return getattr(module, name)
+
+
+def load_all(references: list[str]) -> None:
+    """Load what can be loaded; what cannot says so when it is called."""
+    for reference in references:
+        with contextlib.suppress(UserError):
+            load(reference)
+
+
+def returns_with(reference: str, methods: list[str]) -> bool:
+    """Return whether a function, called without arguments, returns something with these methods.
+
+    False, too, where it cannot be called so, or raises but would take arguments.
+
+    Raises:
+        UserError: it takes no arguments, and raises.
+    """
+    function = load(reference)
+    if not callable(function):
+        return False
+    try:
+        signature = inspect.signature(function)
+        signature.bind()
+    except (TypeError, ValueError):
+        return False
+    try:
+        made = function()
+    except (Exception, SystemExit) as error:
+        if signature.parameters:
+            return False
+        raise UserError(f"{reference}: {raised(error)}{where_raised(error)}") from error
+    return all(callable(getattr(made, name, None)) for name in methods)
 
 
 def check_takes(reference: str, count: int) -> None:

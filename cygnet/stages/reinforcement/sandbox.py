@@ -26,6 +26,7 @@ from cygnet.errors import UserError
 
 START_S = 120.0
 """Python and a user's file may need so long to begin, on a busy machine."""
+LOAD_ALL = "cygnet.stages.reinforcement.functions:load_all"
 CHILD = "cygnet.stages.reinforcement.sandbox_child"
 INSIDE = "CYGNET_INSIDE_SANDBOX"
 """Set in the environment of the processes that are started."""
@@ -65,6 +66,8 @@ class Limits:
     """What it prints is thrown away; else it goes to stderr."""
     own_folder: bool = False
     """It works in an empty temporary folder, removed at the end."""
+    variables: tuple[str, ...] | None = None
+    """What it sees of the environment's variables; none lets it see all."""
 
 
 class Sandbox:
@@ -72,15 +75,22 @@ class Sandbox:
 
     It starts with the first call, and again after it was ended. Calls from several threads wait
     for each other. Close it, or use it in a `with`.
+
+    Attributes:
+        references: what a new process loads before its first call, so that the call's time is its
+            own; to be added to once each is known to load.
+        network: how the network is kept away: `namespace`, `hook`, or `open`.
+        processes: what ends with the process: all in its `namespace`, or its process `group`.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.network = "not started"
-        """How the network is kept away: namespace, hook, or open."""
+        self.references: list[str] = []
+        self.network = self.processes = "not started"
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._lock = threading.Lock()
+        self._ends: weakref.finalize[..., Any] | None = None
 
     def call(
         self, function: str, arguments: list[Any] | dict[str, Any], timeout_s: float | None = None
@@ -99,8 +109,7 @@ class Sandbox:
         with self._lock:
             process = self._started()
             timeout_s = self.limits.timeout_s if timeout_s is None else timeout_s
-            line = json.dumps({"function": function, "arguments": arguments}) + "\n"
-            answer = self._answer(process, line.encode(), timeout_s)
+            answer = self._answer(process, _request(function, arguments), timeout_s)
         if answer.get("by_us"):
             raise UserError(answer["error"])
         if "error" in answer:
@@ -124,6 +133,7 @@ class Sandbox:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             return self._process
+        self._end()
         if INSIDE in os.environ:
             raise UserError(
                 "a file whose functions Cygnet calls must not start Cygnet itself when it is read; "
@@ -143,12 +153,20 @@ class Sandbox:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=self._folder.name if self._folder else None,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), INSIDE: "1"},
+            env={**self._variables(), "PYTHONPATH": os.pathsep.join(paths), INSIDE: "1"},
             start_new_session=True,  # so that what it starts is ended with it
         )
-        weakref.finalize(self, _end, self._process)
-        self.network = self._answer(self._process, b"", START_S)["network"]
-        return self._process
+        process = self._process
+        self._ends = weakref.finalize(self, _end, process)
+        told = self._answer(process, b"", START_S)
+        self.network, self.processes = told["network"], told["processes"]
+        if self.references:
+            self._answer(process, _request(LOAD_ALL, [self.references]), START_S)
+        return process
+
+    def _variables(self) -> dict[str, str]:
+        names = self.limits.variables
+        return {name: value for name, value in os.environ.items() if names is None or name in names}
 
     def _answer(
         self, process: subprocess.Popen[bytes], request: bytes, timeout_s: float
@@ -183,6 +201,13 @@ class Sandbox:
         process, self._process = self._process, None
         if process is not None:
             _end(process)
+        if self._ends is not None:
+            self._ends.detach()
+            self._ends = None
+
+
+def _request(function: str, arguments: list[Any] | dict[str, Any]) -> bytes:
+    return (json.dumps({"function": function, "arguments": arguments}) + "\n").encode()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

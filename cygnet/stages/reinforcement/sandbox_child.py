@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 import resource
+import signal
 import sys
 import threading
 import time
@@ -17,7 +18,8 @@ from typing import Any
 from cygnet.errors import UserError
 from cygnet.stages.reinforcement.functions import load, raised, where_raised
 
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+_CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+_PR_SET_PDEATHSIG = 1
 _REFUSED = (
     "socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo",
     "socket.gethostbyname", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn",
@@ -38,10 +40,14 @@ def main() -> None:
     os.dup2(nothing if settings["quiet"] else 2, 1)
     if settings["quiet"]:
         os.dup2(nothing, 2)
-    network = "open" if settings["network"] else _cut_network()
+    network, processes = ("open", "group") if settings["network"] else _cut_network()
+    _lower(resource.RLIMIT_CORE, 0)
+    if processes == "namespace":
+        _become_first()
+    else:
+        threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     _limit(settings)
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-    _write(results, {"network": network})
+    _write(results, {"network": network, "processes": processes})
     for line in calls:
         call = json.loads(line)
         _write(results, _answered(call["function"], call["arguments"]))
@@ -81,7 +87,6 @@ def _limit(settings: dict[str, Any]) -> None:
         _lower(resource.RLIMIT_AS, settings["memory_bytes"])
     if settings["file_bytes"] is not None:
         _lower(resource.RLIMIT_FSIZE, settings["file_bytes"])
-    _lower(resource.RLIMIT_CORE, 0)
 
 
 def _lower(kind: int, most: int) -> None:
@@ -90,23 +95,52 @@ def _lower(kind: int, most: int) -> None:
     resource.setrlimit(kind, (most, most))
 
 
-def _cut_network() -> str:
+def _cut_network() -> tuple[str, str]:
     """Leave the machine's network, in a namespace of our own where the kernel lets us.
 
     Elsewhere a hook of Python's refuses to connect, and to start programs that could.
+
+    Returns:
+        `namespace` or `hook`; and `namespace` where processes started from now on are in one of
+        their own, too, else `group`.
     """
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
     if libc is not None and hasattr(libc, "unshare"):
-        for flags in (_CLONE_NEWNET, _CLONE_NEWUSER | _CLONE_NEWNET):
-            if libc.unshare(flags) == 0:
-                return "namespace"
+        for processes in (_CLONE_NEWPID, 0):
+            for user in (0, _CLONE_NEWUSER):
+                if libc.unshare(_CLONE_NEWNET | processes | user) == 0:
+                    return "namespace", "namespace" if processes else "group"
 
     def refuse(event: str, _: Any) -> None:
         if event in _REFUSED:
             raise PermissionError(f"{event}: tools have no network and start no programs")
 
     sys.addaudithook(refuse)
-    return "hook"
+    return "hook", "group"
+
+
+def _become_first() -> None:
+    """Go on in a child that is the first process of the new namespace.
+
+    The kernel ends all processes of a namespace with its first, whatever session they are in. The
+    process that stays outside waits, and leaves with the parent or as the child does.
+    """
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        return
+    while os.getppid() == parent:
+        signal.sigtimedwait([signal.SIGCHLD], _LOOK_S)
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            if code < 0:
+                os.kill(os.getpid(), -code)
+            os._exit(abs(code))
+    os._exit(1)
 
 
 def _leave_with(parent: int) -> None:

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from cygnet.errors import UserError, nearest
 from cygnet.messages import Message
 from cygnet.stages.reinforcement.environments.tools import TOOLS
-from cygnet.stages.reinforcement.functions import absolute, is_file_reference, load
+from cygnet.stages.reinforcement.functions import (
+    absolute,
+    is_file_reference,
+    load,
+    raised,
+    where_raised,
+)
 from cygnet.stages.reinforcement.rollout import Environment, Row, prompt_messages
 from cygnet.stages.reinforcement.sandbox import START_S, CallFailed, Limits, Sandbox
 
 MAX_RESULT_CHARS = 2000
+METHODS = ("reset", "step")
+"""What an environment has."""
+RETURNS_WITH = "cygnet.stages.reinforcement.functions:returns_with"
 ERROR = "Error: "
 """Begins the result of a tool that failed."""
+VARIABLES = (
+    "PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH",
+    "VIRTUAL_ENV", "PYTHONHOME", "PYTHONHASHSEED", "OMP_NUM_THREADS",
+)  # fmt: skip
+"""All that a tool sees of the environment's variables: no keys of services."""
 TOOL_LIMITS = Limits(
     timeout_s=5.0,
     output_bytes=1 << 16,
@@ -27,6 +43,7 @@ TOOL_LIMITS = Limits(
     network=False,
     quiet=True,
     own_folder=True,
+    variables=VARIABLES,
 )
 
 
@@ -73,6 +90,7 @@ class Toolbox:
             if name in self.schemas:
                 raise UserError(f"tool {text!r}: there is a tool {name!r} already")
             self.schemas[name], self._references[name] = schema, reference
+            self._sandbox.references.append(reference)
 
     def call(self, name: str, arguments: Any) -> str:
         """Call a tool and return what the model is told: its result, or what went wrong.
@@ -107,6 +125,11 @@ class Toolbox:
     def network(self) -> str:
         """How the tools are kept from the network: `namespace`, or Python's `hook` alone."""
         return self._sandbox.network
+
+    @property
+    def processes(self) -> str:
+        """What is ended with the tools' process: all in its `namespace`, or its `group`."""
+        return self._sandbox.processes
 
     def close(self) -> None:
         """End the process of the tools."""
@@ -214,31 +237,43 @@ def find_environment(text: str, limits: Limits = TOOL_LIMITS) -> World:
         text: names of tools, parted by commas (`calculator,my.py:weather`); `tools` for all that
             are built in; or `FILE.py:NAME` of a class (or function) that returns an environment
             when it is called without arguments.
-        limits: of the tools. An environment of one's own runs in the training process.
+        limits: of the tools. An environment of one's own runs in the training process; a file
+            that names none is never loaded there.
 
     Raises:
         UserError: no such tool, file or name, or what it names makes no environment.
     """
     if is_file_reference(text) and "," not in text:
         reference = absolute(text, "environment")
-        named = load(reference)
-        if isinstance(named, type) or _returns_environment(named):
-            return World(_checked(reference, named))
+        if _is_class(reference) or _returns_environment(reference, limits):
+            return World(_checked(reference, load(reference)))
     names = TOOLS if text == "tools" else [part.strip() for part in text.split(",")]
     toolbox = Toolbox(tuple(names), limits)
     return World(lambda: ToolEnvironment(toolbox), toolbox)
 
 
-def _returns_environment(named: Any) -> bool:
-    """Return whether a function is a maker of environments: it can be called without arguments.
+def _is_class(reference: str) -> bool:
+    """Return whether a file's text defines a class of that name; the file is not run."""
+    file, _, name = reference.rpartition(":")
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (SyntaxError, ValueError):
+        return False  # whoever runs it says what is wrong
+    return any(isinstance(node, ast.ClassDef) and node.name == name for node in tree.body)
+
+
+def _returns_environment(reference: str, limits: Limits) -> bool:
+    """Return whether a function is a maker of environments, called in a process of its own.
 
     A tool takes arguments, or it would have nothing to work on.
     """
-    try:
-        made = named()
-    except TypeError:
-        return False
-    return hasattr(made, "reset") and hasattr(made, "step")
+    # What makes an environment may load a model; a tool still has its limits when it is one.
+    with Sandbox(replace(limits, memory_bytes=None)) as sandbox:
+        asked = [reference, list(METHODS)]
+        try:
+            return bool(sandbox.call(RETURNS_WITH, asked, timeout_s=START_S))
+        except (CallFailed, UserError) as error:
+            raise UserError(f"environment {reference}: {error}") from error
 
 
 def _checked(reference: str, make: Callable[[], Environment]) -> Callable[[], Environment]:
@@ -248,7 +283,9 @@ def _checked(reference: str, make: Callable[[], Environment]) -> Callable[[], En
         raise UserError(
             f"environment {reference}: cannot be made without arguments ({error})"
         ) from error
-    if missing := [name for name in ("reset", "step") if not callable(getattr(made, name, None))]:
+    except (Exception, SystemExit) as error:
+        raise UserError(f"environment {reference}: {raised(error)}{where_raised(error)}") from error
+    if missing := [name for name in METHODS if not callable(getattr(made, name, None))]:
         raise UserError(f"environment {reference}: has no {' and no '.join(missing)}")
     return make
 

@@ -68,12 +68,28 @@ def starts(marker: str):
     subprocess.Popen([sys.executable, "-c", f"import time; time.sleep(300) # {marker}"])
     time.sleep(1000)
 
+def starts_apart(marker: str):
+    import subprocess, sys, time
+    code = f"import time; time.sleep(300) # {marker}"
+    subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    time.sleep(1000)
+
+def starts_apart_and_leaves(marker: str):
+    import os, subprocess, sys, time
+    code = f"import time; time.sleep(300) # {marker}"
+    subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    os._exit(3)
+
+def variable(name: str):
+    import os
+    return os.environ.get(name, "none")
+
 def anything(**arguments):
     return ""
 '''
 ALL = (
     "weather table loops sleeps prints returns_gigabytes takes_memory writes_a_file where "
-    "connects starts"
+    "connects starts starts_apart starts_apart_and_leaves variable"
 ).split()
 
 
@@ -184,7 +200,7 @@ def test_without_namespaces_pythons_hook_keeps_the_network_away() -> None:
         "import ctypes, sys\n"
         "from cygnet.stages.reinforcement import sandbox_child\n"
         "sys.platform = 'other'\n"  # as where the kernel gives no namespace
-        "print(sandbox_child._cut_network())\n"
+        "print(*sandbox_child._cut_network())\n"
         "import socket, subprocess\n"
         f"for act in (lambda: socket.socket().connect(('127.0.0.1', {port})),\n"
         "             lambda: subprocess.run(['true'])):\n"
@@ -196,14 +212,24 @@ def test_without_namespaces_pythons_hook_keeps_the_network_away() -> None:
     with server:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     lines = done.stdout.splitlines()
-    assert lines[0] == "hook", done.stderr
+    assert lines[0] == "hook group", done.stderr
     assert "socket.connect: tools have no network" in lines[1]
     assert "subprocess.Popen: tools have no network" in lines[2]
 
 
-def test_what_a_tool_started_is_ended_with_it(box: Toolbox) -> None:
+@pytest.mark.parametrize(
+    ("tool", "said"),
+    [
+        ("starts", "took longer"),
+        ("starts_apart", "took longer"),
+        ("starts_apart_and_leaves", "ended (exit code 3)"),
+    ],
+)
+def test_what_a_tool_started_is_ended_with_it(box: Toolbox, tool: str, said: str) -> None:
+    if box.processes != "namespace" and tool != "starts":
+        pytest.skip("the kernel gives no namespace of processes here")
     marker = f"cygnet-tool-{os.getpid()}-{time.monotonic_ns()}"
-    assert "took longer" in box.call("starts", {"marker": marker})
+    assert said in box.call(tool, {"marker": marker})
 
     def alive() -> bool:
         commands = Path("/proc").glob("[0-9]*/cmdline")
@@ -219,6 +245,15 @@ def test_what_a_tool_started_is_ended_with_it(box: Toolbox) -> None:
     while alive() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive()
+
+
+def test_a_tool_sees_no_variables_but_those_that_are_listed(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CYGNET_API_KEY", "secret")
+    with Toolbox([f"{file}:variable"]) as box:
+        assert box.call("variable", {"name": "CYGNET_API_KEY"}) == "none"
+        assert box.call("variable", {"name": "PATH"}) == os.environ["PATH"]
 
 
 def test_tools_work_in_a_folder_of_their_own_that_is_gone_afterwards(file: Path) -> None:
@@ -252,6 +287,18 @@ def test_a_sandbox_without_a_parent_ends_itself(file: Path) -> None:
         time.sleep(0.1)
     else:
         pytest.fail(f"process {pid} still runs")
+
+
+def test_a_tool_that_loads_slowly_is_loaded_anew_outside_of_the_calls_time(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import time\ntime.sleep(1.0)\ndef rests(seconds: int): return time.sleep(seconds)\n"
+    )
+    limits = dataclasses.replace(TOOL_LIMITS, timeout_s=0.8)
+    with Toolbox([f"{tmp_path}/slow.py:rests"], limits) as box:
+        told = [box.call("rests", {"seconds": seconds}) for seconds in (0, 1000, 0)]
+    assert told[0] == told[2] == "null" and "took longer" in told[1]
 
 
 def test_many_threads_may_call(box: Toolbox) -> None:
@@ -303,7 +350,39 @@ class Needs:
 
 def make():
     return Game()
+
+def breaks():
+    raise OSError("no such file")
+
+class Breaks:
+    def __init__(self):
+        raise OSError("no such game")
 """
+ONE_TOOL = '''
+import os
+
+with open({told!r}, "a") as file:
+    file.write(f"{{os.getpid()}} ")
+
+def today(style: str = "iso") -> str:
+    """Say the date."""
+    with open({told!r}, "a") as file:
+        file.write(f"{{os.getpid()}} ")
+    return "2026"
+
+def raises(style: str = "iso") -> str:
+    """Say nothing."""
+    raise RuntimeError("called without need")
+'''
+
+
+def test_a_file_with_a_tool_is_neither_loaded_nor_called_in_the_training(tmp_path: Path) -> None:
+    path, told = tmp_path / "one.py", tmp_path / "told"
+    path.write_text(ONE_TOOL.format(told=str(told)))
+    for name in ("today", "raises"):
+        with find_environment(f"{path}:{name}") as world:
+            assert world.toolbox is not None and list(world.toolbox.schemas) == [name]
+    assert told.read_text() and str(os.getpid()) not in told.read_text().split()
 
 
 def test_environments_of_ones_own(tmp_path: Path, file: Path) -> None:
@@ -317,6 +396,10 @@ def test_environments_of_ones_own(tmp_path: Path, file: Path) -> None:
         find_environment(f"{path}:Broken")
     with pytest.raises(UserError, match="cannot be made without arguments"):
         find_environment(f"{path}:Needs")
+    with pytest.raises(UserError, match=r"no such file \(worlds.py, line"):
+        find_environment(f"{path}:breaks")
+    with pytest.raises(UserError, match=r"no such game \(worlds.py, line"):
+        find_environment(f"{path}:Breaks")
     with find_environment(f"calculator,{file}:weather") as world:
         assert world.toolbox is not None and set(world.toolbox.schemas) == {"calculator", "weather"}
     with pytest.raises(UserError, match="did you mean 'calculator'"):
