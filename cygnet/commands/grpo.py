@@ -38,9 +38,9 @@ class GrpoCommand:
     out: Path = Path("runs/grpo")
     """The run folder."""
     reward: tuple[str, ...] = ()
-    """Rewards, summed: a built-in NAME (poem_form, recipe, arithmetic, spelling, json_schema,
-    tool_use, length, repetition) or FILE.py:NAME of a function (answer, row) -> number, each with
-    =WEIGHT behind it if that is not 1. Without data, poem_form and recipe."""
+    """Rewards, summed: a built-in NAME (poem_form, rhyme, recipe, arithmetic, spelling,
+    json_schema, tool_use, length, repetition) or FILE.py:NAME of a function (answer, row) ->
+    number, each with =WEIGHT behind it if that is not 1. Without data, poem_form and recipe."""
     reward_timeout_s: float = 5.0
     """Longest time of one call of a reward; the answer is dropped then."""
     environment: str | None = None

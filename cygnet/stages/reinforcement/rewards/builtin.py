@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from cygnet.stages.reinforcement.functions import absolute, is_file_reference
 
 BUILTIN = {
     "poem_form": "verse",
+    "rhyme": "verse",
     "recipe": "recipes",
     "arithmetic": "exact",
     "spelling": "exact",
@@ -21,6 +23,8 @@ BUILTIN = {
 """Name of the function, and its file in this folder."""
 FOR_ALL = ("length", "repetition")
 """These count for every row; the others where a row that names its rewards names them."""
+BESIDE = {"rhyme": "poem_form"}
+"""The first counts for a row that names the second, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class Reward:
         """
         if wanted is None or self.name in wanted or self.name in FOR_ALL:
             return True
+        if BESIDE.get(self.name) in wanted:
+            return True
         return is_file_reference(self.name) and not any(map(is_file_reference, wanted))
 
 
@@ -47,7 +53,7 @@ def find_reward(text: str) -> Reward:
     """Return the reward that `NAME`, `FILE.py:NAME` or either with `=WEIGHT` behind it names.
 
     Raises:
-        UserError: no such name or file, or a weight that is no number.
+        UserError: no such name or file, or a weight that is no finite number.
     """
     name, equals, written = text.strip().rpartition("=")
     if not equals:
@@ -56,6 +62,8 @@ def find_reward(text: str) -> Reward:
         weight = float(written)
     except ValueError:
         raise UserError(f"reward {text!r}: {written!r} is no weight; write NAME=NUMBER") from None
+    if not math.isfinite(weight):
+        raise UserError(f"reward {text!r}: a weight must be a finite number")
     if is_file_reference(name):
         return Reward(name, absolute(name, "reward"), weight)
     if name not in BUILTIN:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from cygnet.corpus.numbers import last_number
@@ -11,6 +13,11 @@ from cygnet.stages.reinforcement.rewards.fields import Row, needed
 
 SHARE_CALL, SHARE_RESULT = 0.1, 0.4
 """Of the reward: a call that a tool could answer; a result that holds the right answer."""
+_DECIMAL = re.compile(
+    r"(?<![A-Za-z0-9_.])(?:(?<![)\]])[-−])?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d+)?(?![A-Za-z0-9_])"
+)
+_SAME_DIGITS = 6
+"""As many digits of a broken float must be the same; the tools of our own write no more."""
 
 
 def tool_use(answer: str, row: Row) -> float:
@@ -52,10 +59,25 @@ def _results(messages: list[Mapping[str, Any]], tool: str | None) -> list[str]:
 
 def _holds(text: str, right: Any) -> bool:
     """Return whether a text ends with a number, or holds a text, that is the right one."""
-    if isinstance(right, bool) or not isinstance(right, int | float):
-        wanted = right if isinstance(right, str) else json.dumps(right)
+    wanted = right if isinstance(right, str) else json.dumps(right)
+    if isinstance(right, bool) or not _DECIMAL.fullmatch(wanted.strip()):
         return wanted.casefold() in text.casefold()
-    if isinstance(right, int):
-        found = last_number(text)
-        return found is not None and found[0] == right
-    return f"{right:g}" in text.replace(",", "").split()
+    number = _decimal(wanted.strip())
+    is_whole = number == number.to_integral_value()
+    found = _last_decimal(text, in_words=is_whole)
+    if found is None or is_whole or not isinstance(right, float):
+        return found == number
+    return f"{float(found):.{_SAME_DIGITS}g}" == f"{right:.{_SAME_DIGITS}g}"
+
+
+def _last_decimal(text: str, in_words: bool) -> Decimal | None:
+    """Return the last number of a text, its decimals included; whole ones may stand in words."""
+    matches = list(_DECIMAL.finditer(text))
+    rest = text[matches[-1].end() :] if matches else text
+    if in_words and (found := last_number(rest)) is not None:
+        return Decimal(found[0])
+    return _decimal(matches[-1][0]) if matches else None
+
+
+def _decimal(written: str) -> Decimal:
+    return Decimal(written.replace(",", "").replace("−", "-"))

@@ -11,8 +11,8 @@ from cygnet.han import POEM_FORMS
 from cygnet.stages.reinforcement.rewards.fields import Row, needed
 from cygnet.text.forms import is_poem_of_form, poem_lines
 
-SHARE_SHAPE, SHARE_KEPT, SHARE_RHYME = 0.3, 0.5, 0.2
-"""Of the reward: partial credit for lines and characters, the whole form kept, rhyme."""
+SHARE_SHAPE, SHARE_KEPT = 0.3, 0.7
+"""Of the form's reward: partial credit for lines and characters, and the whole form kept."""
 
 _RHYMES = (
     ("a", "ia", "ua"), ("o", "e", "uo", "ie", "ve", "ue"), ("ai", "uai"), ("ei", "uei", "ui"),
@@ -28,23 +28,26 @@ _APICAL = {"z", "c", "s", "zh", "ch", "sh", "r"}
 def poem_form(answer: str, row: Row) -> float:
     """Return from 0 to 1 how far the answer is a poem of the form `row["form"]`.
 
-    0.3 for lines and characters in part (times the share of lines that differ from those before,
-    and nothing where other words stand between), 0.5 for a form that is kept whole, and up to 0.2
-    for rhyme, which counts as far as the shape is there.
+    0.3 for lines and characters in part, nothing where other words stand between, and 0.7 for a
+    form that is kept whole; times the share of lines that differ from those before.
 
     Raises:
         KeyError: the row names no form, or one that is not in `POEM_FORMS`.
     """
-    form = needed(row, "form", "poem_form")
-    if form not in POEM_FORMS:
-        raise KeyError(f"the form {form!r} is none of {', '.join(POEM_FORMS)}")
-    lines = poem_lines(answer)
+    form = _form(row, "poem_form")
     kept = is_poem_of_form(answer, form)
-    distinct = len(set(lines)) / len(lines) if lines else 0.0
-    shape = _shape(lines, *POEM_FORMS[form]) * distinct
-    return (
-        SHARE_SHAPE * shape + SHARE_KEPT * kept * distinct + SHARE_RHYME * shape * rhyme_rate(lines)
-    )
+    return SHARE_SHAPE * _distinct_shape(answer, form) + SHARE_KEPT * kept * _distinct(answer)
+
+
+def rhyme(answer: str, row: Row) -> float:
+    """Return from 0 to 1 how many of the even lines rhyme, as far as `row["form"]` is there.
+
+    `rhyme_rate` times what `poem_form` gives for the shape (its share taken as 1).
+
+    Raises:
+        KeyError: as `poem_form`.
+    """
+    return rhyme_rate(poem_lines(answer)) * _distinct_shape(answer, _form(row, "rhyme"))
 
 
 def rhyme_rate(lines: list[str]) -> float:
@@ -69,6 +72,22 @@ def rhyme_of(character: str) -> str:
     if final == "i" and initial in _APICAL:
         final = "-i"
     return str(_RHYME_OF.get(final, final))
+
+
+def _form(row: Row, reward: str) -> str:
+    form = needed(row, "form", reward)
+    if form not in POEM_FORMS:
+        raise KeyError(f"the form {form!r} is none of {', '.join(POEM_FORMS)}")
+    return str(form)
+
+
+def _distinct(answer: str) -> float:
+    lines = poem_lines(answer)
+    return len(set(lines)) / len(lines) if lines else 0.0
+
+
+def _distinct_shape(answer: str, form: str) -> float:
+    return _shape(poem_lines(answer), *POEM_FORMS[form]) * _distinct(answer)
 
 
 def _shape(lines: list[str], num_lines: int, num_characters: int) -> float:

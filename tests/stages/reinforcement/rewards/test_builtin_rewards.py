@@ -11,15 +11,25 @@ from cygnet.stages.reinforcement.rewards.exact import arithmetic, json_schema, s
 from cygnet.stages.reinforcement.rewards.penalties import length, repetition
 from cygnet.stages.reinforcement.rewards.recipes import recipe
 from cygnet.stages.reinforcement.rewards.tool_use import tool_use
-from cygnet.stages.reinforcement.rewards.verse import poem_form, rhyme_of, rhyme_rate
+from cygnet.stages.reinforcement.rewards.verse import poem_form, rhyme, rhyme_of, rhyme_rate
 
 POEM = "白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。"
 FORM = {"form": "五言绝句"}
 
 
-def test_a_poem_of_the_form_that_rhymes_earns_all() -> None:
-    assert poem_form(POEM, FORM) == pytest.approx(1.0)
-    assert poem_form(POEM, {"form": "七言绝句"}) < 0.45
+UNRHYMED = POEM.replace("楼", "天")
+
+
+def test_a_poem_of_the_form_earns_all_whether_it_rhymes_or_not() -> None:
+    assert poem_form(POEM, FORM) == poem_form(UNRHYMED, FORM) == pytest.approx(1.0)
+    assert poem_form(POEM, {"form": "七言绝句"}) < 0.3
+
+
+def test_rhyme_is_a_reward_of_its_own_and_counts_as_far_as_the_shape_is_there() -> None:
+    assert (rhyme(POEM, FORM), rhyme(UNRHYMED, FORM)) == (1, 0)
+    assert 0 < rhyme(POEM, {"form": "七言绝句"}) < 1
+    assert 0 < rhyme(POEM + "\n" + POEM, FORM) < rhyme(POEM, FORM)
+    assert rhyme("流", FORM) == rhyme("", FORM) == 0
 
 
 def test_what_is_nearer_to_the_form_earns_more() -> None:
@@ -30,7 +40,6 @@ def test_what_is_nearer_to_the_form_earns_more() -> None:
         "白日依山尽，黄河入海流。",
         "白日依山尽，黄河入海流。欲穷千里目。",
         "白日依山尽，黄河入海流。欲穷千里目，更上一层。",
-        "白日依山尽，黄河入海流。欲穷千里目，更上一层天。",
         POEM,
     ]
     earned = [poem_form(text, FORM) for text in ladder]
@@ -50,11 +59,12 @@ def test_rhyme_is_of_sounds_and_not_of_the_same_character() -> None:
     assert rhyme_rate(["白日", "河流", "千里", "天上", "白日", "高楼", "千里", "心头"]) == 2 / 3
 
 
-def test_most_tang_poems_earn_nearly_all() -> None:
+def test_most_tang_poems_earn_all_and_half_of_them_rhyme() -> None:
     rows = [row for row in builtin_rows("tang_poems_zh") if row["form"] == "五言绝句"][:200]
     earned = [poem_form(row["text"], row) for row in rows]
-    assert sum(value >= 0.8 for value in earned) >= 190
-    assert sum(value == 1 for value in earned) >= 100  # modern sounds rhyme less than theirs
+    assert sum(value == 1 for value in earned) >= 190
+    rhymes = [rhyme(row["text"], row) for row in rows]
+    assert sum(value == 1 for value in rhymes) >= 100  # modern sounds rhyme less than theirs
 
 
 def test_a_real_recipe_earns_more_than_one_of_another_dish_or_without_steps() -> None:
@@ -131,6 +141,52 @@ def test_a_right_answer_counts_only_if_a_tool_gave_it() -> None:
     assert tool_use("1665", {"answer": 1665, "messages": []}) == 0
 
 
+@pytest.mark.parametrize("right", ["2.5", 2.5])
+@pytest.mark.parametrize(
+    ("answer", "is_right"),
+    [
+        ("It is 2.5.", True),
+        ("5 / 2 = 2.50", True),
+        ("12.5", False),
+        ("2.53", False),
+        ("-2.5", False),
+        ("1.5 2.5 3.5", False),
+        ("It is two.", False),
+        ("", False),
+    ],
+)
+def test_the_last_number_counts_with_its_decimals(
+    right: object, answer: str, is_right: bool
+) -> None:
+    row = {"answer": right, "messages": conversation("2.5", answer)}
+    assert tool_use(answer, row) == (1 if is_right else 0.5)
+
+
+@pytest.mark.parametrize(
+    ("right", "answer"),
+    [
+        (-3, "It is -3."),
+        (-0.25, "= −0.25"),
+        (1250, "It is 1,250."),
+        ("1250.5", "1,250.5 ml"),
+        (82, "7+5=12: eighty-two"),
+        (82, "八十二"),
+        (1e-07, "1e-07"),
+        (709.7647095, "3 cups are 709.765 ml."),
+        (709.0, "709"),
+        ("a comet", "That is A comet, of ice"),
+        (True, "true"),
+    ],
+)
+def test_right_answers_in_many_ways_of_writing(right: object, answer: str) -> None:
+    assert tool_use(answer, {"answer": right, "messages": conversation(answer, answer)}) == 1
+
+
+def test_a_whole_number_is_not_the_whole_part_of_another() -> None:
+    said = "Not 5 but 2.5"
+    assert tool_use(said, {"answer": 5, "messages": conversation("5", said)}) == 0.5
+
+
 def test_long_and_repeated_answers_lose() -> None:
     assert length("x" * 400, {}) == 0
     assert length("x" * 500, {}) == -0.5
@@ -138,7 +194,7 @@ def test_long_and_repeated_answers_lose() -> None:
     assert repetition("a b c d " * 9, {}) < -0.8 < repetition("a b c d e f g", {}) == 0
 
 
-@pytest.mark.parametrize("function", [poem_form, recipe, arithmetic, spelling, json_schema])
+@pytest.mark.parametrize("function", [poem_form, rhyme, recipe, arithmetic, spelling, json_schema])
 def test_a_field_that_is_missing_is_named(function: object) -> None:
     with pytest.raises(KeyError, match="needs the field"):
         function("x", json.loads("{}"))  # type: ignore[operator]
