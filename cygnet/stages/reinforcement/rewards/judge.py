@@ -14,6 +14,8 @@ from cygnet.stages.reinforcement.rewards.fields import Row
 from cygnet.stages.reinforcement.sandbox import START_S, CallFailed, Limits, Sandbox
 
 SHOWN_CHARS = 80
+MEMORY_BYTES = 8 << 30
+"""Address space of the rewards' process; a library such as torch needs some of it for itself."""
 CHECK = "cygnet.stages.reinforcement.functions:check_takes"
 
 
@@ -37,6 +39,7 @@ class Judge:
     Args:
         rewards: `NAME`, `FILE.py:NAME`, with `=WEIGHT` behind; weights are 1 else.
         timeout_s: longest time of one call; the process is ended then, and started again.
+        memory_bytes: address space of the process.
 
     Attributes:
         num_failures: answers that could not be judged so far.
@@ -46,7 +49,9 @@ class Judge:
         UserError: a name, a file, a signature or a weight is wrong.
     """
 
-    def __init__(self, rewards: Sequence[str], timeout_s: float = 5.0) -> None:
+    def __init__(
+        self, rewards: Sequence[str], timeout_s: float = 5.0, memory_bytes: int = MEMORY_BYTES
+    ) -> None:
         if not rewards:
             raise UserError("reward: none given; name at least one, as --reward poem_form")
         if not timeout_s > 0:
@@ -57,7 +62,7 @@ class Judge:
             raise UserError(f"reward {twice!r}: named twice; give it one weight")
         self.num_failures = 0
         self.first_failure: str | None = None
-        self._sandbox = Sandbox(Limits(timeout_s=timeout_s))
+        self._sandbox = Sandbox(Limits(timeout_s=timeout_s, memory_bytes=memory_bytes))
         for reward in self.rewards:
             self._check(reward)
 
@@ -87,10 +92,16 @@ class Judge:
                 return self._failed(f"{reward.name}: {error}", row)
             if isinstance(value, str) or value is None or isinstance(value, list | dict):
                 return self._failed(f"{reward.name}: gave {value!r:.40}, no number", row)
+            try:
+                parts[reward.name] = float(value)
+            except OverflowError:  # of an int
+                return self._failed(f"{reward.name}: gave a number that is too large", row)
             if not math.isfinite(value):
                 return self._failed(f"{reward.name}: gave {value}", row)
-            parts[reward.name] = float(value)
-        return Verdict(sum(each.weight * parts[each.name] for each in chosen), parts)
+        total = sum(each.weight * parts[each.name] for each in chosen)
+        if not math.isfinite(total):
+            return self._failed(f"{' + '.join(parts)}: come to {total}", row)
+        return Verdict(total, parts)
 
     def close(self) -> None:
         """End the process."""
@@ -104,17 +115,14 @@ class Judge:
 
     def _check(self, reward: Reward) -> None:
         try:
-            self._sandbox.call(
-                "cygnet.stages.reinforcement.functions:check_takes",
-                [reward.reference, 2],
-                timeout_s=START_S,
-            )
+            self._sandbox.call(CHECK, [reward.reference, 2], timeout_s=START_S)
         except UserError as error:
             raise UserError(
                 f"reward {reward.name}: {error}; it is called with (answer, row)"
             ) from error
         except CallFailed as error:
             raise UserError(f"reward {reward.name}: its file {error}") from error
+        self._sandbox.references.append(reward.reference)
 
     def _failed(self, why: str, row: Row) -> Verdict:
         failure = f"reward {why}; prompt: {_shown(row)}"
