@@ -8,10 +8,11 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
+T = TypeVar("T")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """Suffixes of compressed files, and pyarrow's names of how."""
 
@@ -107,6 +108,21 @@ def sha256_file(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """Return the hexadecimal SHA-256 of a text, which may hold lone surrogates."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Return the hexadecimal SHA-256 of a value's JSON, whatever the order of its keys."""
+    return sha256_text(json.dumps(value, sort_keys=True, ensure_ascii=False))
+
+
+def fair_draw(values: Sequence[T], count: int) -> list[T]:
+    """Return some values, in the order of a hash: a fair draw of what may be sorted."""
+    return sorted(values, key=digest_of)[:count]
 
 
 def open_bytes(path: Path) -> IO[bytes]:

@@ -18,12 +18,8 @@ from cygnet.model.lora import LoraConfig
 from cygnet.progress import say
 from cygnet.stages.distillation.distill import DistillConfig
 from cygnet.stages.distillation.distill_run import distill
-from cygnet.stages.distillation.teacher_answers import (
-    AnswersConfig,
-    ask_teacher,
-    prompts_of,
-    read_prompts,
-)
+from cygnet.stages.distillation.teacher_answers import HELDOUT_SHARE, AnswersConfig, ask_teacher
+from cygnet.stages.reinforcement.prompts import asked_prompts, read_prompts
 from cygnet.stages.sft import sft
 from cygnet.steps import (
     From,
@@ -112,11 +108,13 @@ def _from_answers(config: DistillCommand) -> Path:
     out = config.out
     connect(config.distill.timeout_s)
     if config.data:
-        rows = on_rank_zero(lambda: read_prompts(config.data))
+        rows = on_rank_zero(
+            lambda: read_prompts(config.data, HELDOUT_SHARE, with_tools=False, prompt_alone=True)
+        )
     else:
         with first("instructions", config.distill.timeout_s):
             folder = learnt_instructions("distill", start, out, config.instructions)
-        rows = prompts_of(folder)
+        rows = asked_prompts(folder, with_tools=False)
 
     def ask() -> Path:
         key = os.environ.get(KEY_VARIABLE)

@@ -75,7 +75,7 @@ def grpo_command(config: GrpoCommand) -> None:
         prompts = _prompts(config, start, rewards)
         model = grpo(
             prompts, judge, start, config.out, config.grpo, config.method, rewards, world,
-            lora=config.lora,
+            lora=config.lora, environment_name=config.environment,
         )  # fmt: skip
     finish(config.out, model, f"cygnet chat {config.out}")
 

@@ -53,7 +53,7 @@ def ppo_command(config: PpoCommand) -> None:
         )
     connect(config.train.timeout_s)
     if config.data:
-        prompts = read_prompts(config.data, HELDOUT_SHARE)
+        prompts = read_prompts(config.data, HELDOUT_SHARE, prompt_alone=True)
     else:
         with first("prompts", config.train.timeout_s):
             prompts = asked_prompts(

@@ -26,6 +26,7 @@ from cygnet.model.transformer import Transformer
 from cygnet.progress import progress, say
 from cygnet.text.loader import Batch
 from cygnet.train.checkpoint import Checkpoint, CheckpointWriter, Piece, newest_checkpoint
+from cygnet.train.feed import Batches
 from cygnet.train.guards import DivergedError, RunStopped, blame, check_batch, interruptible
 from cygnet.train.hardware import DTYPES, find_hardware, peak_memory_bytes
 from cygnet.train.layout import layout_of
@@ -46,6 +47,7 @@ from cygnet.train.run_folder import changes, claim_run_folder, write_config
 from cygnet.train.schedule import rate_scale
 from cygnet.train.stage import OnlineStage, Stage, WatchedStage
 from cygnet.train.trackers import Tracker, make_trackers
+from cygnet.train.window import Window
 
 COMPILE_REPAYS_S = 60.0
 """Eager training time above which compiling is worth its start-up; see docs/lab-book.md."""
@@ -248,22 +250,42 @@ class Engine:
 
     def _steps_in(self, minutes: float) -> int:
         """Time a few real steps at rate zero, and say how many fit into the minutes."""
-        seconds = []
-        for _ in range(TIMED_STEPS + 1):
-            before = time.monotonic()
-            self._collect()
-            self._update(self.stage.batch(0), scale=0.0)
-            seconds.append(time.monotonic() - before)
+        per_step = self._timed_cycle() if isinstance(self.stage, OnlineStage) else self._timed()
         self.spread.reset_optimizer()
         before = time.monotonic()
         self._heldout()
         self._samples()
         heldout_s = time.monotonic() - before
-        step_s = median(seconds[1:]) + heldout_s / self.config.eval_every
+        if isinstance(self.stage, OnlineStage):
+            self.stage.load_state({})  # nothing of the timing stays
+        step_s = per_step + heldout_s / self.config.eval_every
         left_s = 60 * minutes - (time.monotonic() - self.started) - 2 * heldout_s
         steps = on_rank_zero(lambda: max(int(left_s / step_s), 1))
         say(f"{step_s:.2f} s a step: {steps} steps fit into {minutes:g} minutes")
         return steps
+
+    def _timed(self) -> float:
+        """Return the seconds of a step; the first, which sets things up, is not counted."""
+        seconds = []
+        for _ in range(TIMED_STEPS + 1):
+            before = time.monotonic()
+            self._update(self.stage.batch(0), scale=0.0)
+            seconds.append(time.monotonic() - before)
+        return median(seconds[1:])
+
+    def _timed_cycle(self) -> float:
+        """Return the mean seconds of a step of a stage that answers before some of them.
+
+        The steps behind the first one are counted, up to one that answers anew: whole cycles.
+        """
+        number, answers, total = 0, True, 0.0
+        while number <= TIMED_STEPS or not answers:
+            before = time.monotonic()
+            answers = bool(self._collect(number))
+            self._update(self.stage.batch(number), scale=0.0)
+            total += time.monotonic() - before if number else 0.0
+            number += 1
+        return total / (number - 1)
 
     # The loop
 
@@ -277,8 +299,8 @@ class Engine:
             if self.step == 0:
                 self._log(self._heldout())
                 self._log_samples()
-            batches = _Batches(self.stage, loader, self.step)
-            window = _Window()
+            batches = Batches(self.stage, loader, self.step)
+            window = Window()
             while self.step < total:
                 note_step(self.step)
                 collected = self._collect_or_stop()
@@ -294,7 +316,7 @@ class Engine:
                 values: dict[str, float] = {}
                 if last or self.step % self.config.log_every == 0:
                     values = self._measures(window)
-                    window = _Window()
+                    window = Window()
                 evaluates = last or self.step % self.config.eval_every == 0
                 if evaluates:
                     values |= self._heldout()
@@ -318,16 +340,16 @@ class Engine:
                         "goes on from there",
                     )
 
-    def _collect(self) -> dict[str, float]:
-        """Let a stage that learns from the model's answers make ready for the next step."""
+    def _collect(self, number: int) -> dict[str, float]:
+        """Let a stage that learns from the model's answers make ready for step `number`."""
         if not isinstance(self.stage, OnlineStage):
             return {}
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            return self.stage.collect(self.step, self.spread.whole)
+            return self.stage.collect(number, self.spread.whole)
 
     def _collect_or_stop(self) -> dict[str, float]:
         try:
-            return self._collect()
+            return self._collect(self.step)
         except RunStopped:
             self._save()
             self.writer.wait()
@@ -377,7 +399,7 @@ class Engine:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             return self.stage.samples(self.spread.call)
 
-    def _measures(self, window: _Window) -> dict[str, float]:
+    def _measures(self, window: Window) -> dict[str, float]:
         """Return what a line of metrics.jsonl says beyond the step's own means."""
         flops = self.model.config.flops_per_token(window.mean_context)
         speed = window.tokens_per_second
@@ -421,61 +443,3 @@ class Engine:
                 collected = self.stage.state().items()
                 pieces = chain(pieces, (Piece(COLLECTED, name, t) for name, t in collected))
         self.writer.save(self.step, pieces, state, kept)
-
-
-class _Batches:
-    """The batches of a stage, one after the other; the next is made while a step computes.
-
-    Those of an online stage hang on the step before, and are made when they are asked for.
-    """
-
-    def __init__(self, stage: Stage, loader: ThreadPoolExecutor, first: int) -> None:
-        self.stage, self.loader, self.number = stage, loader, first
-        self.is_online = isinstance(stage, OnlineStage)
-        self.upcoming = None if self.is_online else loader.submit(stage.batch, first)
-
-    def take(self) -> Batch:
-        number = self.number
-        self.number += 1
-        if self.upcoming is None:
-            return self.stage.batch(number)
-        batch = self.upcoming.result()
-        self.upcoming = self.loader.submit(self.stage.batch, self.number)
-        return batch
-
-
-class _Window:
-    """What happened since the last logged line."""
-
-    def __init__(self) -> None:
-        self.steps = self.tokens = 0
-        self.attended = self.seconds = 0.0
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
-        self.restart()
-
-    def restart(self) -> None:
-        """Do not count the time since the last step."""
-        self.mark = time.monotonic()
-
-    def add(self, batch: Batch, metrics: dict[str, float]) -> None:
-        now = time.monotonic()
-        self.seconds += now - self.mark
-        self.mark = now
-        self.steps += 1
-        self.tokens += batch.num_tokens
-        self.attended += float((batch.positions + 1)[batch.document_ids >= 0].sum())
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def means(self) -> dict[str, float]:
-        return {name: value / self.counts[name] for name, value in self.sums.items()}
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-    @property
-    def mean_context(self) -> float:
-        return self.attended / max(self.tokens, 1)

@@ -80,7 +80,7 @@ class OnlineStage(Stage, Protocol):
     def collect(self, number: int, policy: Policy) -> dict[str, float]:
         """Make ready for `batch(number)`: let the model answer where new answers are due.
 
-        Returns metrics for the log, none where nothing was due.
+        Returns metrics for the log: some where new answers came, none where nothing was due.
 
         Raises:
             RunStopped: it makes no sense to go on; in every process alike.
@@ -96,7 +96,8 @@ class OnlineStage(Stage, Protocol):
         ...
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take what `state` gave, or nothing where the run begins."""
+        """Take what `state` gave; nothing where the run begins, which forgets all that came before,
+        marks included."""
         ...
 
 

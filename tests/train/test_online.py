@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from cygnet.config import ModelConfig, TrainConfig
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
 from cygnet.text.shards import ShardReader
+from cygnet.train import engine
 from cygnet.train.checkpoint import Checkpoint
 from cygnet.train.engine import Engine
 from cygnet.train.guards import RunStopped
@@ -113,3 +115,44 @@ def test_a_score_is_zero_at_first_and_can_be_taken_off(tiny: ModelConfig) -> Non
     plain = scoring.without_score()
     assert type(plain) is Transformer
     assert torch.equal(plain(torch.arange(8)[None]), hidden)
+
+
+class Slow(EchoStage):
+    """Answers before every fifth step, and notes what it is asked."""
+
+    every = 5
+    calls: list[int]
+
+    def collect(self, number: int, policy: Policy) -> dict[str, float]:
+        self.calls.append(number)
+        return super().collect(number, policy)
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        self.calls = [*getattr(self, "calls", []), -1]
+
+
+def test_minutes_are_timed_over_a_whole_cycle_of_answers_and_then_forgotten(
+    tmp_path: Path, shards: ShardReader, tiny: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def passed(seconds: float, result: Any) -> Any:
+        clock[0] += seconds
+        return result
+
+    monkeypatch.setattr(engine.time, "monotonic", lambda: clock[0])
+    model = Transformer(tiny)
+    model.initialize(torch.Generator().manual_seed(0))
+    config = replace(CONFIG, steps=None, minutes=10, checkpoint_every=100, eval_every=100)
+    stage = Slow("pretrain", shards, shards, config)
+    made = Engine(model, stage, config, tmp_path, {"stage": "pretrain"})
+    collect, update = made._collect, made._update
+    monkeypatch.setattr(
+        made, "_collect",
+        lambda number: passed(20.0 * (number % 5 == 0), collect(number)),
+    )  # fmt: skip
+    monkeypatch.setattr(made, "_update", lambda *given, **more: passed(2.0, update(*given, **more)))
+    made._begin()
+    assert stage.calls == [-1, *range(6), -1]
+    # 20 s of answers and five steps of 2 s, again and again; the first step is not counted.
+    assert made.config.steps == (600 - 52) // 6

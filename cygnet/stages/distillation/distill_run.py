@@ -14,10 +14,11 @@ from cygnet.generate.runner import laid_out
 from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.progress import say
 from cygnet.stages.distillation.distill import DistillConfig, DistillStage
-from cygnet.stages.distillation.on_policy import OnPolicyStage, read_questions
+from cygnet.stages.distillation.on_policy import OnPolicyStage
 from cygnet.stages.launch import load_start, train_and_save
 from cygnet.stages.next_token import open_shards
 from cygnet.stages.pretrain import check_context, new_model
+from cygnet.stages.reinforcement.prompts import asked_prompts
 from cygnet.stages.sft import SftConfig, make_shards
 from cygnet.text.tokenize import tokenize_documents
 from cygnet.text.tokenizer import Tokenizer
@@ -83,7 +84,7 @@ def distill(
         given = (laid_out(tutor), *open_shards(shards, tokenizer.hash), config, tokenizer, method)
         if not method.on_policy:
             return DistillStage(*given)
-        return OnPolicyStage(*given, *(read_questions(data / name) for name in (TRAIN, HELDOUT)))
+        return OnPolicyStage(*given, *asked_prompts(data))
 
     return train_and_save(
         "distill", model, tokenizer, stage, config, run, inputs, renew, lora=lora, start=start

@@ -13,23 +13,19 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cygnet.config import TrainConfig
-from cygnet.files import read_jsonl
-from cygnet.messages import parse_messages
 from cygnet.model.transformer import Transformer
 from cygnet.stages.distillation.distill import DistillConfig, DistillStage
 from cygnet.stages.reinforcement.episode_rows import SCORED_ROWS, EpisodeRows
 from cygnet.stages.reinforcement.groups import answer_seed
 from cygnet.stages.reinforcement.prompts import with_room
 from cygnet.stages.reinforcement.rollout import Episode, Roller, RolloutConfig, Row
-from cygnet.text.loader import Batch, permute
+from cygnet.text.loader import Batch, endless_order
 from cygnet.text.shards import ShardReader
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.parallel.group import gather, world
@@ -107,13 +103,9 @@ class OnPolicyStage(DistillStage):
 
     def _asked(self, number: int) -> list[Row]:
         """Return the prompts of a step: each once an epoch, in an order of its own."""
-        size, first = len(self.questions), number * self.num_answers
-        epochs, ranks = np.divmod(np.arange(first, first + self.num_answers), size)
-        places = [
-            permute(ranks[epochs == epoch], size, self.seed, int(epoch))
-            for epoch in np.unique(epochs)
-        ]
-        return [self.questions[place] for place in np.concatenate(places).tolist()]
+        first, size = number * self.num_answers, len(self.questions)
+        places = endless_order(first, self.num_answers, size, self.seed)
+        return [self.questions[place] for place in places.tolist()]
 
     def _answered(self, model: Transformer, rows: Sequence[Row], number: int) -> list[Episode]:
         """Return an episode for each prompt; the processes share them."""
@@ -172,23 +164,3 @@ def _told(episodes: Sequence[Episode]) -> dict[str, float]:
         "answer_tokens": sum(episode.num_own for episode in episodes) / count,
         "truncated": sum(episode.truncated for episode in episodes) / count,
     }
-
-
-def read_questions(conversations: Path) -> list[dict[str, Any]]:
-    """Return what comes before the last answer of each conversation, as rows with `prompt`."""
-    found = []
-    for row in read_jsonl(conversations):
-        prompt = question_of(row)
-        if prompt is not None:
-            found.append(prompt)
-    return found
-
-
-def question_of(row: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a conversation without its last answer as {"prompt", "tools"?}, if that is one."""
-    messages = list(parse_messages(row) or [])
-    while messages and messages[-1]["role"] == "assistant":
-        messages.pop()
-    if not messages:
-        return None
-    return {"prompt": messages} | ({"tools": row["tools"]} if row.get("tools") else {})

@@ -7,7 +7,6 @@ prompt, teacher and settings: nothing is asked twice, whatever stops the work.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
@@ -22,13 +21,18 @@ from typing import Any, Protocol
 import cygnet
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.errors import UserError
-from cygnet.files import JsonlWriter, folder_atomic, read_jsonl, sha256_file, write_json
+from cygnet.files import (
+    JsonlWriter,
+    digest_of,
+    fair_draw,
+    folder_atomic,
+    sha256_file,
+    write_json,
+)
 from cygnet.generate.conversation import TooLong
 from cygnet.generate.sampling import Sampling
 from cygnet.messages import Message
 from cygnet.progress import progress, say
-from cygnet.stages.distillation.on_policy import question_of, read_questions
-from cygnet.stages.reinforcement.groups import is_held_out
 from cygnet.stages.reinforcement.rollout import prompt_messages
 
 Row = Mapping[str, Any]
@@ -104,51 +108,6 @@ class AnswerCounts:
     """The first few reasons."""
 
 
-def read_prompts(paths: Sequence[str]) -> tuple[list[Row], list[Row]]:
-    """Return prompts to learn from and held-out ones; a hash of the prompt parts them.
-
-    Args:
-        paths: JSON lines {"prompt": text or messages}, or conversations, whose last answer is left
-            out. Prompts with tools are not asked.
-
-    Raises:
-        UserError: a file cannot be read, or a row is no prompt; names file and line.
-    """
-    found: list[Row] = []
-    for path in paths:
-        try:
-            rows = list(read_jsonl(Path(path)))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not JSON lines that can be read ({error})") from error
-        for line, row in enumerate(rows, start=1):
-            try:
-                found.append(_prompt(row))
-            except UserError as error:
-                raise UserError(f"{path}, line {line}: {error}") from error
-    unique = {_key(row["prompt"]): row for row in found if not row.get("tools")}.values()
-    both: tuple[list[Row], list[Row]] = ([], [])
-    for prompt in unique:
-        both[is_held_out(prompt, HELDOUT_SHARE)].append(prompt)
-    return both
-
-
-def prompts_of(instructions: Path) -> tuple[list[Row], list[Row]]:
-    """Return the prompts of an instructions folder, in its own split; those with tools left out."""
-    both: list[list[Row]] = []
-    for name in (TRAIN, HELDOUT):
-        rows = read_questions(instructions / name)
-        unique = {_key(row["prompt"]): row for row in rows if not row.get("tools")}
-        both.append(list(unique.values()))
-    return both[0], both[1]
-
-
-def _prompt(row: dict[str, Any]) -> Row:
-    if not isinstance(row, dict):
-        raise UserError('a prompt row is an object such as {"prompt": "..."}')
-    question = None if "prompt" in row and "response" not in row else question_of(row)
-    return question or {"prompt": prompt_messages(row), "tools": row.get("tools")}
-
-
 def ask_teacher(
     teacher: Teacher, rows: tuple[Sequence[Row], Sequence[Row]], out: Path, config: AnswersConfig
 ) -> Path:
@@ -166,16 +125,17 @@ def ask_teacher(
     """
     out.mkdir(parents=True, exist_ok=True)
     limit = math.ceil(HELDOUT_SHARE * config.max_prompts)
-    chosen = [_first(rows[0], config.max_prompts), _first(rows[1], limit)]
+    asked = [[prompt_messages(row) for row in part] for part in rows]
+    chosen = [fair_draw(asked[0], config.max_prompts), fair_draw(asked[1], limit)]
     cache = _Cache(out / CACHE, teacher, config)
     counts = AnswerCounts(num_prompts=sum(map(len, chosen)))
-    waiting = [row["prompt"] for part in chosen for row in part if not cache.has(row["prompt"])]
+    waiting = [prompt for part in chosen for prompt in part if not cache.has(prompt)]
     counts.num_known = counts.num_prompts - len(waiting)
     if counts.num_known:
         say(f"teacher: {counts.num_known} of {counts.num_prompts} prompts are answered already")
     if waiting:
         _ask_all(teacher, waiting, cache, config, counts)
-    conversations = [[_conversation(row, cache, counts) for row in part] for part in chosen]
+    conversations = [[_conversation(prompt, cache, counts) for prompt in part] for part in chosen]
     learnt, heldout = ([row for row in part if row] for part in conversations)
     _say_what_came(counts, len(learnt) + len(heldout))
     if not learnt:
@@ -235,7 +195,7 @@ def _asked(
     teacher: Teacher, prompt: Sequence[Message], config: AnswersConfig
 ) -> tuple[Message, str]:
     """Ask, and again where the server fails."""
-    jitter = random.Random(_key(prompt))
+    jitter = random.Random(digest_of(prompt))
     for trial in range(config.tries):
         try:
             return teacher.whole_answer(prompt, config.sampling)
@@ -282,7 +242,7 @@ class _Cache:
                     ) from error
 
     def _own_key(self, prompt: Sequence[Message]) -> str:
-        return _key([self.asked_of, prompt])
+        return digest_of([self.asked_of, prompt])
 
     def has(self, prompt: Sequence[Message]) -> bool:
         return self._own_key(prompt) in self.answers
@@ -298,8 +258,10 @@ class _Cache:
             file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 
 
-def _conversation(row: Row, cache: _Cache, counts: AnswerCounts) -> dict[str, Any] | None:
-    found = cache.get(row["prompt"])
+def _conversation(
+    prompt: Sequence[Message], cache: _Cache, counts: AnswerCounts
+) -> dict[str, Any] | None:
+    found = cache.get(prompt)
     if found is None:
         return None
     answer, reason = found
@@ -309,7 +271,7 @@ def _conversation(row: Row, cache: _Cache, counts: AnswerCounts) -> dict[str, An
     if not answer["content"].strip():
         counts.num_empty += 1
         return None
-    return {"messages": [*row["prompt"], answer], "kind": "teacher"}
+    return {"messages": [*prompt, answer], "kind": "teacher"}
 
 
 def _say_what_came(counts: AnswerCounts, num_used: int) -> None:
@@ -345,13 +307,3 @@ def _write(
             "outputs": {name: sha256_file(temporary / name) for name in (TRAIN, HELDOUT)},
         }
         write_json(temporary / "manifest.json", manifest)
-
-
-def _first(rows: Sequence[Row], count: int) -> list[Row]:
-    """Return some rows, in the order of a hash: a fair draw of a file that may be sorted."""
-    return sorted(rows, key=lambda row: _key(row["prompt"]))[:count]
-
-
-def _key(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

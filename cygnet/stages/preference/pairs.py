@@ -23,11 +23,12 @@ from typing import Any
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.corpus.small_talk import KIND as SMALL_TALK
 from cygnet.errors import UserError
-from cygnet.files import JsonlWriter, folder_atomic, open_bytes, read_jsonl, write_json
+from cygnet.files import JsonlWriter, folder_atomic, read_jsonl, write_json
 from cygnet.generate.generator import Generator
 from cygnet.generate.sampling import Sampling
 from cygnet.messages import validate
 from cygnet.progress import say
+from cygnet.stages.given_rows import numbered_rows
 from cygnet.text.chat import encode_chat
 from cygnet.text.forms import is_poem_of_form
 from cygnet.text.tokenizer import Tokenizer
@@ -166,26 +167,6 @@ def _numbered_pairs(path: Path, labelled: bool = False) -> list[tuple[int, Row]]
         (number, checked_pair(row, f"{path}:{number}", labelled))
         for number, row in numbered_rows(path)
     ]
-
-
-def numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the number and the value of each line of JSON of a person's file.
-
-    Raises:
-        UserError: the file cannot be read, or a line is no JSON.
-    """
-    try:
-        with open_bytes(path) as file:
-            lines = file.readlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error})") from error
 
 
 def checked_pair(row: Any, where: str, labelled: bool = False) -> Row:

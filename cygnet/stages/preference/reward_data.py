@@ -6,7 +6,6 @@ A person's files are recognised by their fields: `chosen` and `rejected` (a pair
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -19,10 +18,11 @@ import numpy as np
 
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.errors import UserError
-from cygnet.files import JsonlWriter, folder_atomic, read_jsonl, write_json
+from cygnet.files import JsonlWriter, digest_of, folder_atomic, read_jsonl, write_json
 from cygnet.messages import Message, parse_messages, validate
 from cygnet.progress import say
-from cygnet.stages.preference.pairs import checked_pair, numbered_rows
+from cygnet.stages.given_rows import numbered_rows
+from cygnet.stages.preference.pairs import checked_pair
 
 Row = dict[str, Any]
 MOST_LEVELS = 16
@@ -224,5 +224,4 @@ def _number(value: Any, name: str, where: str) -> float:
 
 
 def _key(messages: Sequence[Message]) -> str:
-    said = [[message.get("role"), message.get("content")] for message in messages]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    return digest_of([[message.get("role"), message.get("content")] for message in messages])

@@ -7,20 +7,20 @@ same groups in the same order.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from cygnet.files import digest_of, sha256_text
 from cygnet.model.transformer import Transformer
 from cygnet.stages.reinforcement.grpo_losses import group_advantages
+from cygnet.stages.reinforcement.rewards.judge import shown
 from cygnet.stages.reinforcement.rollout import Environment, Episode, Roller, Row
-from cygnet.text.loader import permute
+from cygnet.text.loader import endless_order
 from cygnet.train.parallel.group import gather, world
 
 _SPLIT_PARTS = 10_000
@@ -38,15 +38,7 @@ class Verdict(Protocol):
 
 
 class Judge(Protocol):
-    """Rewards answers, and never raises: `cygnet.stages.reinforcement.rewards.judge.Judge`.
-
-    Attributes:
-        num_failures: answers that could not be judged so far; their episodes are dropped.
-        first_failure: why the first could not.
-    """
-
-    num_failures: int
-    first_failure: str | None
+    """Rewards answers, and never raises: `cygnet.stages.reinforcement.rewards.judge.Judge`."""
 
     def judge(
         self, answer: str, row: Row, messages: Sequence[dict[str, Any]] | None = None
@@ -63,11 +55,13 @@ class Group:
         episodes: those that could be rewarded.
         rewards: (G,) float32.
         dropped: how many could not.
+        failure: why the first of them could not.
     """
 
     episodes: list[Episode]
     rewards: Tensor
     dropped: int = 0
+    failure: str | None = None
 
     @property
     def has_signal(self) -> bool:
@@ -109,7 +103,7 @@ class GroupDrawer:
 
     def draw(self, model: Transformer, first: int, count: int) -> list[Group]:
         """Return the groups of prompts `first` to `first + count - 1` of the endless order."""
-        places = self._places(first, count)
+        places = endless_order(first, count, len(self.rows), self.seed).tolist()
         mine = range(world().rank, count, world().size)
         rows = [self.rows[places[at]] for at in mine for _ in range(self.group_size)]
         seeds = [
@@ -124,35 +118,48 @@ class GroupDrawer:
         ]
         return shared(own, count)
 
-    def _places(self, first: int, count: int) -> list[int]:
-        epochs, ranks = np.divmod(np.arange(first, first + count), len(self.rows))
-        return [
-            int(permute(np.asarray([rank]), len(self.rows), self.seed, int(epoch))[0])
-            for epoch, rank in zip(epochs.tolist(), ranks.tolist(), strict=True)
-        ]
-
 
 def rewarded(
     episodes: Sequence[Episode],
     judge: Judge | None,
     penalty: Callable[[Episode], float] | None = None,
 ) -> Group:
-    """Reward answers: what their environment gave, what the judge says, and a penalty."""
-    kept, totals = [], []
+    """Reward answers: what their environment gave, what the judge says, and a penalty.
+
+    Dropped is an answer whose environment failed, that the judge cannot judge, or whose rewards are
+    in all no finite float32.
+    """
+    kept: list[Episode] = []
+    totals: list[float] = []
+    failures: list[str] = []
     for episode in episodes:
-        total = episode.rewards.get("environment", 0.0)
-        if judge is not None:
-            verdict = judge.judge(episode.answer, episode.row, episode.messages)
-            if verdict.failure is not None:
-                continue
-            episode.rewards |= verdict.parts
-            total += verdict.total
+        total, failure = _worth(episode, judge)
+        if failure is not None:
+            failures.append(failure)
+            continue
         if penalty is not None:
             episode.rewards["penalty"] = penalty(episode)
             total += episode.rewards["penalty"]
         kept.append(episode)
         totals.append(total)
-    return Group(kept, torch.tensor(totals, dtype=torch.float32), len(episodes) - len(kept))
+    rewards = torch.tensor(totals, dtype=torch.float32)
+    return Group(kept, rewards, len(failures), next(iter(failures), None))
+
+
+def _worth(episode: Episode, judge: Judge | None) -> tuple[float, str | None]:
+    """Return what an answer earns, or why that cannot be said."""
+    if episode.failure is not None:
+        return math.nan, episode.failure
+    total = episode.rewards.get("environment", 0.0)
+    if judge is not None:
+        verdict = judge.judge(episode.answer, episode.row, episode.messages)
+        if verdict.failure is not None:
+            return math.nan, verdict.failure
+        episode.rewards |= verdict.parts
+        total += verdict.total
+    if not abs(total) <= torch.finfo(torch.float32).max:
+        return math.nan, f"the rewards are {total} in all; prompt: {shown(episode.row)}"
+    return total, None
 
 
 def shared(own: Sequence[Group], count: int) -> list[Group]:
@@ -165,12 +172,13 @@ def shared(own: Sequence[Group], count: int) -> list[Group]:
 
 def answer_seed(*numbers: int) -> int:
     """Return a seed for an answer that no other numbers share (but for chance)."""
-    digest = hashlib.sha256("/".join(map(str, numbers)).encode()).digest()
-    return int.from_bytes(digest[:7], "little")
+    return _number(sha256_text("/".join(map(str, numbers))))
 
 
 def is_held_out(row: Row, share: float) -> bool:
     """Return whether a prompt belongs to those that are only judged: by a hash of its text."""
-    text = json.dumps(row.get("prompt"), sort_keys=True, ensure_ascii=False)
-    digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:7], "little") % _SPLIT_PARTS < share * _SPLIT_PARTS
+    return _number(digest_of(row.get("prompt"))) % _SPLIT_PARTS < share * _SPLIT_PARTS
+
+
+def _number(digest: str) -> int:
+    return int.from_bytes(bytes.fromhex(digest)[:7], "little")

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from cygnet.errors import UserError
 from cygnet.model.transformer import Transformer
-from cygnet.progress import say
 from cygnet.stages.reinforcement.episode_rows import (
     EpisodeRows,
     label_documents,
@@ -45,6 +44,7 @@ from cygnet.stages.reinforcement.grpo_losses import (
     policy_losses,
     token_shares,
 )
+from cygnet.stages.reinforcement.grpo_watch import Warnings, sample, told, told_heldout
 from cygnet.stages.reinforcement.rewards.judge import check_failures
 from cygnet.stages.reinforcement.rollout import Environment, Episode, Roller, RolloutConfig, Row
 from cygnet.text.loader import IGNORE, Batch
@@ -54,13 +54,8 @@ from cygnet.train.parallel.group import gather, world
 from cygnet.train.stage import Call, Policy
 
 NUM_SAMPLES = 4
-COLLAPSED_SHARE = 0.1
-"""Entropy below this share of the first rollout's is a collapse."""
-NO_SIGNAL_ROLLOUTS = 5
-"""After so many rollouts without a better answer, a person is told."""
 _HELDOUT_SEED = 0x1E1D
-_NOTHING = (-1, 0, 0)
-_UNSEEN = (math.nan, 0.0, 0.0, 0.0, 0.0)
+_NOTHING = (-1, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,23 +107,30 @@ class GrpoConfig:
     """Answers that no reward could judge, after which the run stops."""
 
     def __post_init__(self) -> None:
-        at_least_one = ("prompts_per_step", "updates_per_rollout", "max_new_tokens", "max_turns")
-        low = next((name for name in at_least_one if getattr(self, name) < 1), None)
-        if low or self.group_size < 2:
-            name, least = (low, 1) if low else ("group_size", 2)
-            raise UserError(f"{name} is {getattr(self, name)}: it must be at least {least}")
-        below_zero = [
-            name
-            for name in ("resample", "kl_coef", "overlong_buffer", "heldout_temperature")
-            if (getattr(self, name) or 0) < 0
-        ]
-        if below_zero:
-            raise UserError(f"{below_zero[0]} is {getattr(self, below_zero[0])}, below zero")
-        if self.temperature <= 0 or self.importance_cap <= 0:
-            raise UserError(
-                f"temperature {self.temperature} and importance_cap {self.importance_cap} must be "
-                "above zero"
-            )
+        ranges: dict[str, tuple[float, float]] = dict.fromkeys(
+            ("prompts_per_step", "updates_per_rollout", "max_new_tokens", "max_turns"),
+            (1, math.inf),
+        )
+        ranges |= dict.fromkeys(
+            (
+                "resample", "kl_coef", "heldout_prompts", "heldout_temperature", "clip_range_high",
+                "max_reward_failures",
+            ),
+            (0, math.inf),
+        )  # fmt: skip
+        ranges |= {
+            "group_size": (2, math.inf), "clip_range": (0, 1),
+            "overlong_buffer": (0, self.max_new_tokens),
+        }  # fmt: skip
+        for name, (least, most) in ranges.items():
+            value = getattr(self, name)
+            if value is None or (least <= value <= most and math.isfinite(value)):
+                continue
+            wanted = f"from {least} to {most}" if math.isfinite(most) else f"at least {least}"
+            raise UserError(f"{name} is {value}: it must be {wanted}")
+        for name in ("temperature", "importance_cap"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be above zero")
         if not 0 <= self.heldout_share < 1:
             raise UserError(f"heldout_share is {self.heldout_share}: it must be in [0, 1)")
 
@@ -200,12 +202,18 @@ class GrpoStage:
         at = config.heldout_temperature
         self.heldout_roller = self._roller(tokenizer, config.temperature if at is None else at)
         self.batches_per_epoch = len(rows) / config.prompts_per_step
+        self._begin()
+
+    def _begin(self) -> None:
+        """Know nothing of any rollout."""
         self.must_keep = False
         self._samples: list[dict[str, Any]] = []
         self.batches: list[GrpoBatch] = []
-        # Before which step they were collected, from which prompt on, and which one comes next.
-        self.first, self.begin, self.cursor = _NOTHING
-        self.watched = list(_UNSEEN)
+        # Before which step they were collected, and which prompt comes next.
+        self.first, self.cursor = _NOTHING
+        self.warnings = Warnings(self.config.max_new_tokens)
+        self.num_failures = 0
+        self.first_failure: str | None = None
 
     def _roller(self, tokenizer: Tokenizer, temperature: float) -> Roller:
         drawing = RolloutConfig(
@@ -217,7 +225,7 @@ class GrpoStage:
 
     def _overlong(self, episode: Episode) -> float:
         longest, buffer = self.config.max_new_tokens, self.config.overlong_buffer
-        return overlong_penalty(episode.num_own, longest, buffer)
+        return overlong_penalty(episode.num_last, longest, buffer)
 
     def compile(self) -> None:
         """Nothing: the number of labels changes from step to step."""
@@ -228,29 +236,32 @@ class GrpoStage:
         """Let the model answer, where no batch is left of the last time; see `OnlineStage`."""
         if self.first < number < self.first + len(self.batches):
             return {}
-        # Asked again for the same step (to time it), the prompts are the same.
-        begin = self.begin if number == self.first else self.cursor
         started, tools = time.monotonic(), self._tool_counts()
         model = policy()
-        groups, used = self._groups(model, begin)
+        groups, used = self._groups(model, self.cursor)
         seconds = time.monotonic() - started
-        if self.judge_of is not None:
-            self._check_failures(self.judge_of)
-        metrics = self._told(groups, seconds)
+        self._count_failures(groups)
+        check_failures(self.num_failures, self.config.max_reward_failures, self.first_failure)
+        metrics = told(groups, self._groups_wanted, seconds)
         for name, count in sum(gather(self._tool_counts() - tools), Counter()).items():
             metrics[name] = float(count)
         learnt = self._learnt_from(groups)
         each = self.config.prompts_per_step
         parts = [learnt[at : at + each] for at in range(0, len(learnt), each)]
         self.batches = [self._packed(model, part) for part in parts]
-        self.first, self.begin, self.cursor = number, begin, begin + used
+        self.first, self.cursor = number, self.cursor + used
         metrics |= _mismatch(self.batches, self.config.importance_cap)
-        self._watch(number, metrics)
+        self.must_keep |= self.warnings.look(number + 1, metrics)
         return metrics
+
+    @property
+    def _groups_wanted(self) -> int:
+        """Groups that the steps of a rollout learn from."""
+        return self.config.prompts_per_step * self.config.updates_per_rollout
 
     def _groups(self, model: Transformer, begin: int) -> tuple[list[Group], int]:
         """Return the groups that were drawn, and how many prompts that took."""
-        wanted = self.config.prompts_per_step * self.config.updates_per_rollout
+        wanted = self._groups_wanted
         groups = self.drawer.draw(model, begin, wanted)
         for _ in range(self.config.resample):
             missing = wanted - sum(group.has_signal for group in groups)
@@ -262,13 +273,14 @@ class GrpoStage:
     def _learnt_from(self, groups: Sequence[Group]) -> list[Group]:
         """Return the groups of the coming steps: those with a signal first where others were drawn
         in the place of those without."""
-        wanted = self.config.prompts_per_step * self.config.updates_per_rollout
+        wanted = self._groups_wanted
         if len(groups) > wanted:
             groups = sorted(groups, key=lambda group: not group.has_signal)[:wanted]
         groups = [group for group in groups if group.episodes]
         if not groups:
-            first = next(filter(None, gather(self.judge_of and self.judge_of.first_failure)), None)
-            raise RunStopped(f"not one answer of a rollout could be judged; the first: {first}")
+            raise RunStopped(
+                f"not one answer of a rollout could be judged; the first: {self.first_failure}"
+            )
         return groups
 
     def _packed(self, model: Transformer, groups: Sequence[Group]) -> GrpoBatch:
@@ -321,64 +333,11 @@ class GrpoStage:
         """Return how often the environment's tools were called and failed, if it tells."""
         return Counter(getattr(self.environment, "counts", {}))
 
-    def _check_failures(self, judge: Judge) -> None:
-        told = gather((judge.num_failures, judge.first_failure))
-        first = next((text for _, text in told if text), None)
-        check_failures(sum(count for count, _ in told), self.config.max_reward_failures, first)
-
-    # What is told
-
-    def _told(self, groups: Sequence[Group], seconds: float) -> dict[str, float]:
-        episodes = [episode for group in groups for episode in group.episodes]
-        rewards = torch.cat([group.rewards for group in groups])
-        deviations = [float(group.rewards.std(correction=0)) for group in groups if group.episodes]
-        num_drawn = max(len(episodes), 1)
-        own = sum(episode.num_own for episode in episodes)
-        surprise = -sum(map(sum, (episode.log_probs for episode in episodes)))
-        wanted = self.config.prompts_per_step * self.config.updates_per_rollout
-        return {
-            "reward": float(rewards.mean()) if len(rewards) else math.nan,
-            **reward_parts(episodes),
-            "reward_std": sum(deviations) / max(len(deviations), 1),
-            "zero_groups": sum(not group.has_signal for group in groups) / len(groups),
-            "resampled_groups": float(len(groups) - wanted),
-            "dropped_answers": float(sum(group.dropped for group in groups)),
-            # The mean of -log p of what was drawn is an unbiased estimate of it.
-            "entropy": surprise / max(own, 1),
-            "answer_tokens": own / num_drawn,
-            "truncated": sum(episode.truncated for episode in episodes) / num_drawn,
-            "rollout_tokens_per_second": own / seconds,
-            "rollout_seconds": seconds,
-        }
-
-    def _watch(self, number: int, metrics: dict[str, float]) -> None:
-        """Say, once each, what a person should know before the run is over."""
-        first, no_signal, told_entropy, told_signal, told_length = self.watched
-        first = metrics["entropy"] if math.isnan(first) else first
-        if metrics["entropy"] < COLLAPSED_SHARE * first and not told_entropy:
-            told_entropy, self.must_keep = 1.0, True
-            say(
-                f"step {number + 1}: the entropy of the answers has collapsed to "
-                f"{metrics['entropy']:.3f} nats a token, from {first:.3f}: the model says nearly "
-                "the same every time and finds nothing new. The checkpoint of this step is kept; "
-                "go on from an earlier one with a lower --learning_rate, or with --kl_coef"
-            )
-        no_signal = no_signal + 1 if metrics["zero_groups"] == 1 else 0.0
-        if no_signal >= NO_SIGNAL_ROLLOUTS and not told_signal:
-            told_signal = 1.0
-            say(
-                f"step {number + 1}: in {NO_SIGNAL_ROLLOUTS} rollouts no answer earned more than "
-                f"another to the same prompt (reward {metrics['reward']:.3f}): there is nothing to "
-                "learn. The task is too hard or too easy, or the reward does not tell answers apart"
-            )
-        if metrics["truncated"] > 0.5 and not told_length:
-            told_length = 1.0
-            say(
-                f"step {number + 1}: {metrics['truncated']:.0%} of the answers are cut off at "
-                f"{self.config.max_new_tokens} tokens: raise --max_new_tokens, or teach the model "
-                "to end its answers first"
-            )
-        self.watched = [first, no_signal, told_entropy, told_signal, told_length]
+    def _count_failures(self, groups: Sequence[Group]) -> None:
+        """Count the answers that were dropped; all processes hold the same groups."""
+        self.num_failures += sum(group.dropped for group in groups)
+        failures = [group.failure for group in groups if group.failure]
+        self.first_failure = self.first_failure or next(iter(failures), None)
 
     # What the engine asks
 
@@ -403,7 +362,7 @@ class GrpoStage:
         losses = losses * importance_weights(
             old, rows.sampled[is_label], self.config.importance_cap
         )
-        metrics = {"clipped": is_clipped.float(), "old_kl": k3_kl(log_probs, old)}
+        metrics = {"clipped": is_clipped.float(), "step_kl": k3_kl(old, log_probs)}
         if self.config.kl_coef:
             metrics["kl"] = k3_kl(log_probs, rows.reference[is_label])
             losses = losses + self.config.kl_coef * metrics["kl"]
@@ -428,18 +387,13 @@ class GrpoStage:
         seeds = [answer_seed(self.seed, _HELDOUT_SEED, at) for at in mine]
         episodes = self.heldout_roller.roll(policy(), rows, seeds, self.environment)
         own = [rewarded([episode], self.judge_of) for episode in episodes]
-        groups = [group for group in shared(own, count) if group.episodes]
+        groups = shared(own, count)
+        self._count_failures(groups)
+        groups = [group for group in groups if group.episodes]
         if not groups:
             return {}
-        answered = [group.episodes[0] for group in groups]
-        self._samples = [_sample(episode) for episode in answered[:NUM_SAMPLES]]
-        values = {
-            "reward": float(torch.cat([group.rewards for group in groups]).mean()),
-            **reward_parts(answered),
-            "answer_tokens": sum(episode.num_own for episode in answered) / len(answered),
-            "truncated": sum(episode.truncated for episode in answered) / len(answered),
-        }
-        return {f"heldout_{name}": value for name, value in values.items()}
+        self._samples = [sample(group.episodes[0]) for group in groups[:NUM_SAMPLES]]
+        return told_heldout(groups)
 
     def samples(self, call: Call) -> list[dict[str, Any]]:
         """Return some of the answers that were judged last."""
@@ -448,8 +402,9 @@ class GrpoStage:
     def state(self) -> dict[str, Tensor]:
         """Return how far prompts were used, what was seen, and batches that are left."""
         state = {
-            "place": torch.tensor([self.first, self.begin, self.cursor]),
-            "watched": torch.tensor(self.watched, dtype=torch.float64),
+            "place": torch.tensor([self.first, self.cursor]),
+            "warnings": self.warnings.state(),
+            "num_failures": torch.tensor(self.num_failures),
         }
         for at, batch in enumerate(self.batches):
             for field in fields(batch):
@@ -458,27 +413,16 @@ class GrpoStage:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take what `state` gave, or nothing where the run begins."""
-        self.batches = []
-        self.first, self.begin, self.cursor = _NOTHING
-        self.watched = list(_UNSEEN)
+        self._begin()
         if not state:
             return
-        self.first, self.begin, self.cursor = (int(value) for value in state["place"])
-        self.watched = state["watched"].tolist()
+        self.first, self.cursor = (int(value) for value in state["place"])
+        self.warnings.load_state(state["warnings"])
+        self.num_failures = int(state["num_failures"])
         while f"{len(self.batches)}.tokens" in state:
             at = len(self.batches)
             found = (state[f"{at}.{field.name}"] for field in fields(GrpoBatch))
             self.batches.append(GrpoBatch(*found))
-
-
-def reward_parts(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return the mean of each part of the reward, over the episodes that have it."""
-    names = sorted({name for episode in episodes for name in episode.rewards})
-    found = {}
-    for name in names:
-        values = [episode.rewards[name] for episode in episodes if name in episode.rewards]
-        found[f"reward_{name}"] = sum(values) / len(values)
-    return found
 
 
 def _mismatch(batches: Sequence[GrpoBatch], cap: float) -> dict[str, float]:
@@ -493,9 +437,3 @@ def _mismatch(batches: Sequence[GrpoBatch], cap: float) -> dict[str, float]:
         "mismatch_max_ratio": float(log_ratio.max().exp()),
         "mismatch_capped": float((log_ratio.exp() > cap).float().mean()),
     }
-
-
-def _sample(episode: Episode) -> dict[str, Any]:
-    asked = [message for message in episode.messages if message["role"] == "user"]
-    told = {"prompt": asked[0]["content"] if asked else "", "answer": episode.answer}
-    return {**told, **{f"reward_{name}": value for name, value in episode.rewards.items()}}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from cygnet.config import TrainConfig
 from cygnet.errors import UserError
+from cygnet.files import digest_of, fair_draw, sha256_file
 from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.stages.launch import load_start, train_and_save
 from cygnet.stages.pretrain import check_context
+from cygnet.stages.reinforcement.functions import absolute, is_file_reference
 from cygnet.stages.reinforcement.groups import Judge
 from cygnet.stages.reinforcement.grpo import GrpoConfig, GrpoStage
 from cygnet.stages.reinforcement.prompts import Split, with_room
@@ -32,6 +31,7 @@ def grpo(
     environment: Callable[[], Environment] | None = None,
     renew: bool = False,
     lora: LoraConfig = NO_LORA,
+    environment_name: str | None = None,
 ) -> Path:
     """Let the model at `start` learn from what its answers earn; return the model folder.
 
@@ -42,9 +42,10 @@ def grpo(
         run: the run folder.
         config: training settings.
         method: how answers are drawn and learnt from.
-        rewards: what the judge is made of, for the record.
+        rewards: what the judge is made of, for the record; of a person's files the content counts.
         environment: makes the world of an episode of several turns.
         renew, lora: see `train_and_save`.
+        environment_name: as on the command line, for the record as the rewards are.
 
     Raises:
         UserError: `start` is no model or has no chat template, or no prompt leaves room.
@@ -56,9 +57,12 @@ def grpo(
         raise UserError("grpo: no prompt to learn from; give --data some, or hold fewer out")
     inputs = {
         "start": start_hash,
-        "prompts": _hash(train),
-        "heldout_prompts": _hash(heldout),
+        "prompts": digest_of(train),
+        "heldout_prompts": digest_of(heldout),
         "rewards": list(rewards),
+        "environment": environment_name,
+        "tools": sorted(getattr(getattr(environment, "toolbox", None), "schemas", {})),
+        "sources": sources(rewards, environment_name),
         "method": asdict(method),
     }
 
@@ -74,7 +78,11 @@ def grpo(
             tokenizer,
             with_room(train, roller, room, "grpo", environment),
             with_room(
-                _first(heldout, method.heldout_prompts), roller, room, "grpo, held out", environment
+                fair_draw(heldout, method.heldout_prompts),
+                roller,
+                room,
+                "grpo, held out",
+                environment,
             ),
             judge,
             method,
@@ -89,11 +97,21 @@ def grpo(
     )
 
 
-def _hash(rows: Sequence[dict[str, Any]]) -> str:
-    text = "\n".join(json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+def sources(rewards: Sequence[str], environment: str | None) -> dict[str, str]:
+    """Return the SHA-256 of each file that is named by a reward, an environment or a tool.
 
+    Args:
+        rewards: as on the command line.
+        environment: likewise.
 
-def _first(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Return some rows, in the order of a hash: a fair draw of a file that may be sorted."""
-    return sorted(rows, key=lambda row: _hash([row]))[:count]
+    Raises:
+        UserError: there is no such file.
+    """
+    found = {}
+    named = [("reward", text.rpartition("=")[0] or text) for text in rewards]
+    named += [("environment", text.strip()) for text in (environment or "").split(",")]
+    for what, text in named:
+        if is_file_reference(text):
+            file = absolute(text, what).rpartition(":")[0]
+            found[text.rpartition(":")[0]] = sha256_file(Path(file))
+    return found

@@ -9,8 +9,6 @@ that did better than expected. The formulas are in `cygnet.stages.reinforcement.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields
@@ -23,7 +21,7 @@ from torch import Tensor
 from cygnet.config import TrainConfig
 from cygnet.errors import UserError
 from cygnet.export.huggingface import WEIGHTS_FILE, find_model, load_scorer
-from cygnet.files import sha256_file
+from cygnet.files import digest_of, sha256_file
 from cygnet.generate.scorer import Scorer
 from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.model.scoring import ScoringTransformer
@@ -328,7 +326,7 @@ class PpoStage:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take what `state` gave; nothing begins anew."""
-        self.rows, self.tricks = None, Tricks()
+        self.rows, self.tricks, self.must_keep = None, Tricks(), False
         self.progress = Progress(kl_coef=self.config.kl_coef)
         if not state:
             return
@@ -397,7 +395,7 @@ def ppo(
             for name, folder in scored_by.items()
             if folder
         },
-        "prompts": _digest(prompts),
+        "prompts": digest_of(prompts),
         "ppo": asdict(settings),
     }
 
@@ -441,7 +439,3 @@ def _take_head(model: ScoringTransformer, reward_model: Path) -> None:
         )
     with torch.no_grad():
         model.score.weight.copy_(head)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

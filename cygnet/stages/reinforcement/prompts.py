@@ -5,14 +5,16 @@ A row is {"prompt": text or messages, "tools"?, ...whatever the rewards read}.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.errors import UserError
-from cygnet.files import read_jsonl
+from cygnet.files import digest_of
+from cygnet.messages import parse_messages, parse_tools, validate
 from cygnet.progress import say
+from cygnet.stages.given_rows import numbered_rows
 from cygnet.stages.reinforcement.groups import is_held_out
 from cygnet.stages.reinforcement.rollout import (
     MIN_ANSWER_TOKENS,
@@ -24,26 +26,36 @@ from cygnet.stages.reinforcement.rollout import (
 
 CHECKED = {"poem": "poem_form", "recipe": "recipe"}
 """The built-in reward that can check an answer to this kind of instruction."""
+_CONVERSATION = ("messages", "conversations", "conversation")
 Split = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 """Rows to learn from, and those that are only judged."""
 
 
-def read_prompts(paths: Sequence[str | Path], heldout_share: float) -> Split:
+def read_prompts(
+    paths: Sequence[str | Path],
+    heldout_share: float,
+    with_tools: bool = True,
+    prompt_alone: bool = False,
+) -> Split:
     """Read prompts and hold some out, by a hash of the prompt: a file may grow, the split stays.
 
+    Args:
+        paths: JSON lines {"prompt": text or messages, "tools"?, ...}, or conversations, of which
+            the last answer is left out. Rows that occur twice are taken once.
+        heldout_share: of the prompts.
+        with_tools: whether prompts with tools are taken.
+        prompt_alone: whether rows of the same prompt are the same whatever else they hold.
+
     Raises:
-        UserError: a file cannot be read, or a row has no prompt.
+        UserError: a file cannot be read, or a row is no prompt; names file and line.
     """
-    train: list[dict[str, Any]] = []
-    heldout: list[dict[str, Any]] = []
-    for path in paths:
-        for number, row in enumerate(read_jsonl(Path(path)), 1):
-            try:
-                prompt_messages(row)
-            except UserError as error:
-                raise UserError(f"{path}, line {number}: {error}") from error
-            (heldout if is_held_out(row, heldout_share) else train).append(row)
-    return train, heldout
+    found = [
+        row for path in paths for row in _prompts(Path(path)) if with_tools or not row.get("tools")
+    ]
+    both: Split = ([], [])
+    for row in _once(found, prompt_alone):
+        both[is_held_out(row, heldout_share)].append(row)
+    return both
 
 
 def checkable_prompts(instructions: Path, rewards: Iterable[str]) -> Split:
@@ -53,38 +65,92 @@ def checkable_prompts(instructions: Path, rewards: Iterable[str]) -> Split:
     """
     asked = set(rewards)
     found: list[list[dict[str, Any]]] = []
-    for name in (TRAIN, HELDOUT):
-        rows: dict[str, Any] = {}
-        for row in read_jsonl(instructions / name):
+    for part in asked_prompts(instructions):
+        rows = []
+        for row in part:
             reward = CHECKED.get(str(row.get("kind")))
-            if reward not in asked or (reward == "poem_form" and not row.get("form")):
-                continue
-            prompt = list(row["messages"])
-            while prompt and prompt[-1]["role"] == "assistant":
-                prompt.pop()
-            if prompt:
+            if reward in asked and (reward != "poem_form" or row.get("form")):
                 kept = {key: row[key] for key in ("form", "subject", "tools") if key in row}
-                rows[str(prompt)] = kept | {"prompt": prompt, "rewards": [reward]}
-        found.append(list(rows.values()))
-    # What is asked in both is held out.
-    judged = {str(row["prompt"]) for row in found[1]}
-    return [row for row in found[0] if str(row["prompt"]) not in judged], found[1]
+                rows.append(kept | {"prompt": row["prompt"], "rewards": [reward]})
+        found.append(rows)
+    return found[0], found[1]
 
 
-def asked_prompts(instructions: Path) -> Split:
+def asked_prompts(instructions: Path, with_tools: bool = True) -> Split:
     """Return every prompt of an instructions folder: a conversation up to its last answer.
 
-    The split is the folder's own.
+    The split is the folder's own; what is asked in both parts is held out, and what is asked twice
+    is taken once.
+
+    Args:
+        instructions: the folder.
+        with_tools: whether prompts with tools are taken.
+
+    Raises:
+        UserError: a file cannot be read, or a row is no conversation; names file and line.
     """
     train, heldout = (
-        [
-            {**row, "prompt": row["messages"][:-1]}
-            for row in read_jsonl(instructions / name)
-            if len(row["messages"]) > 1 and row["messages"][-1]["role"] == "assistant"
-        ]
+        _once(
+            (row for row in _prompts(instructions / name) if with_tools or not row.get("tools")),
+            prompt_alone=True,
+        )
         for name in (TRAIN, HELDOUT)
     )
-    return train, heldout
+    judged = {_key(row, prompt_alone=True) for row in heldout}
+    return [row for row in train if _key(row, prompt_alone=True) not in judged], heldout
+
+
+def prompt_of(row: Any) -> dict[str, Any] | None:
+    """Return a row as a prompt's: with what it asks as `prompt`, and whatever else it has.
+
+    None for a conversation in which nothing comes before the assistant.
+
+    Raises:
+        UserError: it is no prompt and no conversation, or one that no chat template can render.
+    """
+    if not isinstance(row, dict):
+        raise UserError(f'{type(row).__name__} given; an object such as {{"prompt": "..."}} wanted')
+    row = dict(row)
+    messages = None if "prompt" in row else parse_messages(row)
+    if messages is not None:
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        if not messages:
+            return None
+        for name in _CONVERSATION:
+            row.pop(name, None)
+        row["prompt"] = messages
+    tools = parse_tools(row)
+    row.pop("tools", None)
+    if tools:
+        row["tools"] = tools
+    try:
+        validate(prompt_messages(row), needs_answer=False)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f'"prompt" is neither a text nor a list of messages ({error})') from error
+    return row
+
+
+def _prompts(path: Path) -> Iterator[dict[str, Any]]:
+    for number, given in numbered_rows(path):
+        try:
+            row = prompt_of(given)
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from error
+        if row is not None:
+            yield row
+
+
+def _once(rows: Iterable[dict[str, Any]], prompt_alone: bool) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        found.setdefault(_key(row, prompt_alone), row)
+    return list(found.values())
+
+
+def _key(row: Row, prompt_alone: bool) -> str:
+    asked = {"prompt": prompt_messages(row), "tools": row.get("tools")}
+    return digest_of(asked if prompt_alone else {**row, **asked})
 
 
 def with_room(

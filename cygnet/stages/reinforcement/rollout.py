@@ -9,6 +9,7 @@ Shapes: B rows, T positions, M labels of a batch in the order of its rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,8 +21,10 @@ from cygnet.generate.generator import sized_engine
 from cygnet.generate.reading import Reader, opens_thinking
 from cygnet.generate.request import Answer, Request
 from cygnet.generate.sampling import Sampling
-from cygnet.messages import Message
+from cygnet.messages import Message, validate
 from cygnet.model.transformer import Transformer
+from cygnet.stages.reinforcement.functions import raised, where_raised
+from cygnet.stages.reinforcement.rewards.judge import shown
 from cygnet.text.chat import encode_chat, encode_chats, find_turns
 from cygnet.text.tokenizer import Tokenizer
 
@@ -92,6 +95,7 @@ class Episode:
         rewards: by name; `environment` is the sum of what an environment gave.
         seed: of its random numbers.
         num_turns: answers.
+        failure: one line: what its environment did wrong. Such an episode is dropped.
     """
 
     row: Row
@@ -104,6 +108,7 @@ class Episode:
     truncated: bool = False
     rewards: dict[str, float] = field(default_factory=dict)
     num_turns: int = 0
+    failure: str | None = None
 
     @property
     def answer(self) -> str:
@@ -115,6 +120,15 @@ class Episode:
     def num_own(self) -> int:
         """Tokens that the model drew."""
         return len(self.log_probs)
+
+    @property
+    def num_last(self) -> int:
+        """Tokens of the last answer."""
+        return next((at for at, own in enumerate(reversed(self.is_own)) if not own), self.num_own)
+
+    def fail(self, what: str) -> None:
+        """Note what the environment did wrong."""
+        self.failure = f"environment: {what}; prompt: {shown(self.row)}"
 
 
 class Roller:
@@ -142,7 +156,10 @@ class Roller:
     def encode(
         self, rows: Sequence[Row], environment: Callable[[], Environment] | None = None
     ) -> list[list[int]]:
-        """Return the ids of each prompt, up to where the assistant's answer begins."""
+        """Return the ids of each prompt, up to where the assistant's answer begins.
+
+        None of a prompt whose environment fails, which rollouts drop and count.
+        """
         worlds = [environment() for _ in rows] if environment else []
         return [episode.ids for episode in self._begun(rows, [0] * len(rows), worlds)]
 
@@ -156,7 +173,8 @@ class Roller:
         """Return an episode for each row, drawn with the weights that the model has now.
 
         The same row may come often: its prompt is read once. An episode depends on its row and
-        seed; its company changes logits by rounding alone.
+        seed; its company changes logits by rounding alone. One whose environment raises, or gives
+        no finite number, ends there with a `failure`.
 
         Args:
             model: any device.
@@ -176,7 +194,7 @@ class Roller:
         engine = sized_engine(
             model, self.tokenizer, len(rows), context if worlds else min(longest, context)
         )
-        going = list(range(len(rows)))
+        going = [at for at in range(len(rows)) if episodes[at].failure is None]
         while going:
             self._answer(engine, [episodes[at] for at in going])
             if not worlds:
@@ -188,20 +206,30 @@ class Roller:
     def _begun(
         self, rows: Sequence[Row], seeds: Sequence[int], worlds: Sequence[Environment]
     ) -> list[Episode]:
+        begun: list[Any]
         if worlds:
-            begun = [world.reset(row) for world, row in zip(worlds, rows, strict=True)]
+            begun = [_reset(world, row) for world, row in zip(worlds, rows, strict=True)]
         else:
             begun = [(prompt_messages(row), row.get("tools")) for row in rows]
-        chats = encode_chats(
-            self.tokenizer,
-            [messages for messages, _ in begun],
-            [tools for _, tools in begun],
-            add_generation_prompt=True,
+        sound = [each for each in begun if not isinstance(each, str)]
+        chats = iter(
+            encode_chats(
+                self.tokenizer,
+                [messages for messages, _ in sound],
+                [tools for _, tools in sound],
+                add_generation_prompt=True,
+            )
         )
-        return [
-            Episode(row, list(messages), tools, chat.ids, seed, [False] * len(chat.ids))
-            for row, (messages, tools), chat, seed in zip(rows, begun, chats, seeds, strict=True)
-        ]
+        episodes = []
+        for row, given, seed in zip(rows, begun, seeds, strict=True):
+            if isinstance(given, str):
+                episodes.append(Episode(row, [], None, [], seed))
+                episodes[-1].fail(given)
+                continue
+            ids = next(chats).ids
+            messages, tools = given
+            episodes.append(Episode(row, list(messages), tools, ids, seed, [False] * len(ids)))
+        return episodes
 
     def _answer(self, engine: Engine, episodes: Sequence[Episode]) -> None:
         """Let each episode have its next answer."""
@@ -249,18 +277,25 @@ class Roller:
     ) -> list[int]:
         """Ask the worlds of those that go on; return which have another turn."""
         with ThreadPoolExecutor(_WORKERS) as pool:
-            steps = list(pool.map(lambda at: worlds[at].step(episodes[at].messages[-1]), going))
+            steps = list(pool.map(lambda at: _step(worlds[at], episodes[at].messages[-1]), going))
         left = []
         for at, step in zip(going, steps, strict=True):
             episode = episodes[at]
+            if isinstance(step, str):
+                episode.fail(step)
+                continue
             earned = episode.rewards.get("environment", 0.0)
-            episode.rewards["environment"] = earned + step.reward
+            episode.rewards["environment"] = earned + float(step.reward)
             if step.done or episode.truncated or not step.messages:
                 continue
             if episode.num_turns >= self.config.max_turns:
                 episode.truncated = True
                 continue
-            said = self._said(episode, step.messages)
+            try:
+                said = self._said(episode, step.messages)
+            except Exception as error:  # noqa: BLE001 (templates raise many kinds)
+                episode.fail(f"its messages cannot be read: {raised(error)}")
+                continue
             if len(episode.ids) + len(said) + MIN_ANSWER_TOKENS > max_len:
                 episode.truncated = True
                 continue
@@ -277,6 +312,34 @@ class Roller:
         )  # fmt: skip
         last_label = max(at for at, is_label in enumerate(chat.is_label) if is_label)
         return chat.ids[last_label + 1 :]
+
+
+def _reset(world: Environment, row: Row) -> tuple[Any, Any] | str:
+    """Begin an episode; return messages and tools, or what went wrong."""
+    try:
+        messages, tools = world.reset(row)
+    except UserError:
+        raise  # the prompt is wrong, such as one that offers a tool which is not there
+    except Exception as error:  # noqa: BLE001 (a person's code may raise anything)
+        return f"{raised(error)}{where_raised(error)}"
+    try:
+        validate(messages, needs_answer=False)
+    except (UserError, TypeError, AttributeError) as error:
+        return f"its first messages cannot be read: {raised(error)}"
+    return messages, tools
+
+
+def _step(world: Environment, message: Message) -> Step | str:
+    """Take a step; return it, or what went wrong."""
+    try:
+        step = world.step(message)
+        reward = float(step.reward)
+        if not math.isfinite(reward):
+            return f"gave the reward {reward}"
+        _ = step.done, step.messages
+    except Exception as error:  # noqa: BLE001 (a person's code may raise anything)
+        return f"{raised(error)}{where_raised(error)}"
+    return step
 
 
 def prompt_messages(row: Row) -> list[Message]:

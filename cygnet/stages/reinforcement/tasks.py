@@ -8,7 +8,6 @@ rewards read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
@@ -22,7 +21,7 @@ from typing import Any, Literal, get_args
 from cygnet.corpus.builtin import builtin_rows
 from cygnet.corpus.numbers import in_chinese, in_words
 from cygnet.errors import UserError
-from cygnet.files import JsonlWriter, folder_atomic, write_json
+from cygnet.files import JsonlWriter, folder_atomic, sha256_text, write_json
 from cygnet.progress import say
 from cygnet.stages.reinforcement.environments.signature import tool_schema
 from cygnet.stages.reinforcement.environments.tools import calculator, unit_converter
@@ -124,8 +123,7 @@ def _rows(config: TaskConfig, part: str) -> Iterator[tuple[Row, list[Row]]]:
 
 
 def _is_heldout(task: str, key: str) -> bool:
-    digest = hashlib.sha256(f"{task}\0{key}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % HELDOUT_SHARE == 0
+    return int(sha256_text(f"{task}\0{key}")[:16], 16) % HELDOUT_SHARE == 0
 
 
 def _conversation(row: Row, turns: list[Row]) -> Row:

@@ -18,7 +18,7 @@ from cygnet.generate.runner import laid_out
 from cygnet.model.lora import LoraConfig
 from cygnet.stages.distillation.distill import DistillConfig, DistillStage
 from cygnet.stages.distillation.distill_run import distill
-from cygnet.stages.distillation.on_policy import OnPolicyStage, question_of
+from cygnet.stages.distillation.on_policy import OnPolicyStage
 from cygnet.text.shards import ShardReader, write_shards
 from cygnet.text.tokenizer import Tokenizer, train_tokenizer
 from tests.models import SMALL, random_model
@@ -221,15 +221,6 @@ def test_adapters_of_a_student_learn_alone(
     assert divergence[-1] < 0.95 * divergence[0]
     with pytest.raises(UserError, match="--from"):
         distill(teacher, None, STUDENT, *given, lora=lora)
-
-
-def test_a_question_is_what_comes_before_the_last_answer() -> None:
-    said = [
-        {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
-        {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"},
-    ]  # fmt: skip
-    assert question_of({"messages": said}) == {"prompt": said[:3]}
-    assert question_of({"messages": said[1:2]}) is None
 
 
 @pytest.mark.parametrize(

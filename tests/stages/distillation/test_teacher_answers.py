@@ -23,7 +23,7 @@ from cygnet.generate.conversation import TooLong
 from cygnet.generate.sampling import Sampling
 from cygnet.messages import Message
 from cygnet.stages.distillation import teacher_answers
-from cygnet.stages.distillation.teacher_answers import AnswersConfig, ask_teacher, read_prompts
+from cygnet.stages.distillation.teacher_answers import AnswersConfig, ask_teacher
 from cygnet.text.tokenizer import train_tokenizer
 from tests.models import SMALL, random_model
 from tests.serve.running import save, wait_for
@@ -176,21 +176,3 @@ def test_other_settings_are_other_answers(tmp_path: Path) -> None:
     for config in (AnswersConfig(), AnswersConfig(temperature=0.1), AnswersConfig()):
         ask_teacher(teacher, rows("a", "b"), tmp_path, config)
     assert teacher.asked == Counter(a=2, b=2)
-
-
-def test_prompts_are_split_by_a_hash_whatever_else_is_in_the_file(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.jsonl"
-    texts = [f"question {number}" for number in range(200)]
-    lines = [json.dumps({"prompt": text}) for text in texts]
-    question, said = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
-    answered = {"messages": [question, said]}
-    file.write_text("\n".join([*lines, lines[0], json.dumps(answered)]) + "\n")
-    train, heldout = read_prompts([str(file)])
-    assert len(train) + len(heldout) == 201 and 3 <= len(heldout) <= 25
-    assert [question] in [row["prompt"] for row in train + heldout]
-    file.write_text("\n".join(lines[:100]) + "\n")
-    fewer = read_prompts([str(file)])[1]
-    assert [row for row in fewer if row in heldout] == fewer
-    file.write_text('{"prompt": "a"}\n{"text": "b"}\n')
-    with pytest.raises(UserError, match=r"prompts.jsonl, line 2: .*prompt"):
-        read_prompts([str(file)])

@@ -1,7 +1,9 @@
 """What a GRPO step learns from, what it tells, and when it warns or stops."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from cygnet.errors import UserError
 from cygnet.model.transformer import Transformer
 from cygnet.stages.reinforcement.groups import is_held_out
 from cygnet.stages.reinforcement.grpo import GrpoBatch, GrpoConfig, GrpoStage
-from cygnet.stages.reinforcement.prompts import read_prompts
+from cygnet.stages.reinforcement.grpo_losses import k3_kl
+from cygnet.stages.reinforcement.grpo_watch import reward_parts
+from cygnet.stages.reinforcement.rollout import Episode
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.guards import RunStopped
 from tests.models import random_model
@@ -191,6 +195,111 @@ def test_long_answers_are_penalised_in_training_alone(
     assert made.judge(lambda: model)["heldout_reward"] == 0
 
 
+def test_the_length_that_is_penalised_is_that_of_the_last_answer(tokenizer: Tokenizer) -> None:
+    made = stage(tokenizer, overlong_buffer=4)
+    own = [False] * 3 + [True] * 10 + [False] * 2 + [True] * 7
+    turns = Episode({}, [], None, [0] * len(own), 0, own, [-1.0] * 17)
+    assert turns.num_last == 7 and made._overlong(turns) == 0
+    turns.is_own += [True] * 3
+    assert made._overlong(turns) == pytest.approx(-0.5)
+
+
+def test_the_distance_of_a_step_is_the_divergence_from_the_model_that_drew(
+    tokenizer: Tokenizer,
+) -> None:
+    drawing, model = random_model(), random_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(1)
+            )
+    made = stage(tokenizer)
+    made.collect(0, lambda: drawing)
+    batch = made.batch(0)
+    is_label = batch.labels != -100
+    new = made._scored(model, batch)[is_label]
+    told = made.loss(model, batch)[1]["step_kl"]
+    assert float(told) == pytest.approx(float(k3_kl(batch.old[is_label], new).sum()), rel=1e-3)
+    assert float(told) != pytest.approx(float(k3_kl(new, batch.old[is_label]).sum()), rel=1e-2)
+
+
+def test_a_part_of_ones_own_is_told_without_its_folder() -> None:
+    episode = Episode({}, [], None, [], 0)
+    episode.rewards = {"/home/me/mine.py:letters": 1.0, "other/mine.py:letters": 2.0, "length": 3.0}
+    assert reward_parts([episode]) == {
+        "reward_mine.letters": 1.0, "reward_length": 3.0, "reward_mine.letters_2": 2.0,
+    }  # fmt: skip
+
+
+def test_a_stage_that_begins_again_remembers_nothing(
+    tokenizer: Tokenizer, model: Transformer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = stage(tokenizer, lambda answer: None if len(answer) % 3 == 0 else 0.5)
+    for _ in range(2):
+        first = made.collect(0, lambda: model)
+        for number in range(1, 6):
+            made.collect(number, lambda: model)
+        failures = made.num_failures
+        made.must_keep = True
+        made.load_state({})
+        assert not made.must_keep and made.num_failures == 0
+        again = made.collect(0, lambda: model)
+        assert again["reward"] == first["reward"] and again["entropy"] == first["entropy"]
+        made.load_state({})
+    assert failures > made.num_failures == 0
+    assert capsys.readouterr().err.count("no answer earned more than another") == 2
+
+
+class Moody:
+    """An environment that fails in one of several ways, where the answer is of odd length."""
+
+    def __init__(self, mood: str) -> None:
+        self.mood = mood
+
+    def reset(self, row: Any) -> tuple[Any, None]:
+        if self.mood == "reset" and row["prompt"] == "soup 1":
+            raise KeyError("no such soup")
+        return [{"role": "user", "content": row["prompt"]}], None
+
+    def step(self, message: Any) -> Any:
+        if self.mood == "raise" and len(message["content"]) % 2:
+            raise ValueError("it broke")
+        broken = {"nan": math.nan, "inf": math.inf, "large": 1e300, "text": "much"}
+        worth = broken.get(self.mood, 0.5) if len(message["content"]) % 2 else 0.25
+        said = [{"role": "nobody"}] if self.mood == "said" and len(message["content"]) % 2 else []
+        return SimpleNamespace(messages=said, reward=worth, done=not said)
+
+
+@pytest.mark.parametrize(
+    ("mood", "said"),
+    [
+        ("reset", "KeyError: 'no such soup' .*soup 1"),
+        ("raise", r"ValueError: it broke \(test_grpo.py, line \d+\); prompt: \"soup"),
+        ("nan", "gave the reward nan"),
+        ("inf", "gave the reward inf"),
+        ("large", r"the rewards are 1e\+300 in all"),
+        ("text", "could not convert string"),
+        ("said", "its messages cannot be read"),
+    ],
+)
+def test_an_episode_whose_environment_fails_is_dropped_counted_and_told(
+    tokenizer: Tokenizer, model: Transformer, mood: str, said: str
+) -> None:
+    def made(**more: Any) -> GrpoStage:
+        settings = {"prompts_per_step": 4, "group_size": 4, "max_new_tokens": 12} | more
+        return GrpoStage(
+            tokenizer, ROWS[:4], ROWS[4:], None, GrpoConfig(**settings), 64, seed=0,
+            environment=lambda: Moody(mood),
+        )  # fmt: skip
+
+    patient = made()
+    told = patient.collect(0, lambda: model)
+    assert 0 < told["dropped_answers"] == patient.num_failures < 16
+    assert math.isfinite(told["reward"]) and torch.isfinite(patient.batch(0).advantages).all()
+    with pytest.raises(RunStopped, match=f"0 are allowed .*{said}"):
+        made(max_reward_failures=0).collect(0, lambda: model)
+
+
 def test_held_out_prompts_are_judged_with_the_reward_and_shown(
     tokenizer: Tokenizer, model: Transformer
 ) -> None:
@@ -211,19 +320,23 @@ def test_the_split_of_prompts_hangs_on_each_alone() -> None:
     assert all(is_held_out(row, 0.2) for row, out in zip(rows, held, strict=True) if out)
 
 
-def test_a_row_without_a_prompt_is_named(tmp_path: Any) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "a"}\n{"question": "b"}\n')
-    with pytest.raises(UserError, match=r"prompts.jsonl, line 2: .*needs \"prompt\""):
-        read_prompts([path], 0.1)
-
-
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"group_size": 1}, "group_size is 1: it must be at least 2"),
-        ({"kl_coef": -0.1}, "kl_coef is -0.1, below zero"),
+        ({"kl_coef": -0.1}, "kl_coef is -0.1: it must be at least 0"),
+        ({"kl_coef": math.nan}, "kl_coef is nan: it must be at least 0"),
+        ({"clip_range": -0.5}, "clip_range is -0.5: it must be from 0 to 1"),
+        ({"clip_range": 1.7}, "clip_range is 1.7: it must be from 0 to 1"),
+        ({"clip_range_high": math.nan}, "clip_range_high is nan"),
+        ({"clip_range_high": math.inf}, "clip_range_high is inf"),
         ({"temperature": 0.0}, "must be above zero"),
+        ({"temperature": math.nan}, "temperature is nan: it must be above zero"),
+        ({"importance_cap": math.nan}, "importance_cap is nan: it must be above zero"),
+        ({"heldout_temperature": math.nan}, "heldout_temperature is nan"),
+        ({"heldout_prompts": -3}, "heldout_prompts is -3: it must be at least 0"),
+        ({"max_reward_failures": -1}, "max_reward_failures is -1: it must be at least 0"),
+        ({"overlong_buffer": 129}, "overlong_buffer is 129: it must be from 0 to 128"),
         ({"heldout_share": 1.0}, r"must be in \[0, 1\)"),
     ],
 )

@@ -13,6 +13,7 @@ from cygnet.errors import UserError
 from cygnet.export.huggingface import load_folder, save_folder
 from cygnet.files import JsonlWriter
 from cygnet.stages.reinforcement.grpo import GrpoConfig
+from cygnet.stages.reinforcement.grpo_run import sources
 from cygnet.stages.reinforcement.prompts import checkable_prompts
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.guards import RunStopped
@@ -29,6 +30,13 @@ def letters(answer, row):
 
 def broken(answer, row):
     raise ValueError("no idea")
+"""
+WORLD = """
+class World:
+    def reset(self, row):
+        return [{"role": "user", "content": row["prompt"]}], None
+
+    def step(self, message): ...
 """
 
 
@@ -58,7 +66,7 @@ def test_a_run_learns_tells_and_is_done_once(
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert all("reward" in line and "rollout_tokens_per_second" in line for line in lines[1:])
     assert "heldout_reward" in lines[0] and "heldout_reward" in lines[-1]
-    part = f"reward_{place / 'mine.py'}:letters"
+    part = "reward_mine.letters"
     assert lines[1]["reward"] == pytest.approx(0.5 * lines[1][part])
     samples = [json.loads(line) for line in (place / "run" / "samples.jsonl").open()]
     assert samples and all(row["prompt"].startswith("soup ") for row in samples)
@@ -69,6 +77,24 @@ def test_a_run_learns_tells_and_is_done_once(
     capsys.readouterr()
     grpo_command(command(place))
     assert "up to date" in capsys.readouterr().err
+
+
+def test_what_decides_the_rewards_decides_whether_a_run_is_up_to_date(place: Path) -> None:
+    grpo_command(command(place))
+    (place / "mine.py").write_text(REWARDS.replace("return answer", "return -answer"))
+    with pytest.raises(UserError, match="sources"):
+        grpo_command(command(place))
+    (place / "mine.py").write_text(REWARDS)
+    grpo_command(command(place))
+    (place / "world.py").write_text(WORLD)
+    named = f"{place / 'world.py'}:World"
+    with pytest.raises(UserError, match="environment"):
+        grpo_command(command(place, environment=named))
+
+    before = sources([], f"calculator,{named}")
+    assert list(before) == [f"{place / 'world.py'}"]
+    (place / "world.py").write_text(f"{WORLD}\n")
+    assert sources([], f"calculator,{named}") != before
 
 
 def test_a_reward_that_always_fails_stops_the_run_with_a_checkpoint(place: Path) -> None:

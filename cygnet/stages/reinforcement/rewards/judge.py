@@ -125,7 +125,7 @@ class Judge:
         self._sandbox.references.append(reward.reference)
 
     def _failed(self, why: str, row: Row) -> Verdict:
-        failure = f"reward {why}; prompt: {_shown(row)}"
+        failure = f"reward {why}; prompt: {shown(row)}"
         self.num_failures += 1
         self.first_failure = self.first_failure or failure
         return Verdict(math.nan, {}, failure)
@@ -147,7 +147,8 @@ def check_failures(num_failures: int, limit: int, first: str | None) -> None:
         )
 
 
-def _shown(row: Row) -> str:
+def shown(row: Row) -> str:
+    """Return the beginning of a row's prompt, for a message."""
     prompt = row.get("prompt")
     if isinstance(prompt, list) and prompt:
         prompt = prompt[-1].get("content") if isinstance(prompt[-1], dict) else prompt[-1]
