@@ -194,3 +194,11 @@ def test_prompts_are_split_by_a_hash_whatever_else_is_in_the_file(tmp_path: Path
     file.write_text('{"prompt": "a"}\n{"text": "b"}\n')
     with pytest.raises(UserError, match=r"prompts.jsonl, line 2: .*prompt"):
         read_prompts([str(file)])
+
+
+def test_two_servers_with_one_models_name_do_not_share_answers(tmp_path: Path) -> None:
+    for url, asks in (("http://a/v1", 1), ("http://b/v1", 1), ("http://a/v1", 0)):
+        teacher = Flaky()
+        teacher.url = url
+        ask_teacher(teacher, rows("swan"), tmp_path, AnswersConfig())
+        assert sum(teacher.asked.values()) == asks
