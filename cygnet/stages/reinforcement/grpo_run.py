@@ -47,8 +47,10 @@ def grpo(
         renew, lora: see `train_and_save`.
 
     Raises:
-        UserError: `start` is no model or has no chat template, or no prompt leaves room.
+        UserError: `start` is no model or has no chat template, no prompt leaves room, or `lora`
+            has dropout.
     """
+    lora.refuse_dropout("grpo")
     model, tokenizer, start_hash = load_start(start)
     check_context(model, config)
     train, heldout = prompts

@@ -21,6 +21,7 @@ from cygnet.generate.reading import Reader, opens_thinking
 from cygnet.generate.request import Answer, Request
 from cygnet.generate.sampling import Sampling
 from cygnet.messages import Message
+from cygnet.model.lora import merged
 from cygnet.model.transformer import Transformer
 from cygnet.text.chat import encode_chat, encode_chats, find_turns
 from cygnet.text.tokenizer import Tokenizer
@@ -159,7 +160,7 @@ class Roller:
         seed; its company changes logits by rounding alone.
 
         Args:
-            model: any device.
+            model: any device; an adapter is merged, which the engine reads faster.
             rows: prompts.
             seeds: one for each row.
             environment: makes the world of one episode; without, an episode is one answer.
@@ -174,7 +175,7 @@ class Roller:
         context = min(self.max_len or model.config.max_position, model.config.max_position)
         longest = max(len(episode.ids) for episode in episodes) + self.config.max_new_tokens
         engine = sized_engine(
-            model, self.tokenizer, len(rows), context if worlds else min(longest, context)
+            merged(model), self.tokenizer, len(rows), context if worlds else min(longest, context)
         )
         going = list(range(len(rows)))
         while going:
