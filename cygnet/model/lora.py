@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,8 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 TINY = 1e-12
 """Length that a row of zeros is divided by."""
+
+Model = TypeVar("Model", bound=Transformer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,21 @@ class LoraConfig:
         if not self.lora and self.quantize != "none":
             raise UserError(
                 f"--quantize {self.quantize} goes with --lora: a matrix in 4 bits cannot learn"
+            )
+
+    def refuse_dropout(self, stage: str) -> None:
+        """Refuse dropout in a stage that learns from ratios of probabilities.
+
+        The ratio compares a token under the model that is trained with the same under the model
+        that it was drawn from; with dropout it is not one before the first update either.
+
+        Raises:
+            UserError: there is dropout.
+        """
+        if self.lora and self.lora_dropout:
+            raise UserError(
+                f"--lora_dropout {self.lora_dropout}: {stage} compares the model with itself "
+                "before the update, and dropout would change it by chance; leave it at 0"
             )
 
     def scale(self, rank: int) -> float:
@@ -221,7 +238,27 @@ def remove_adapter(model: Transformer) -> None:
 
 
 @torch.no_grad()
-def merged(model: Transformer) -> Transformer:
+def with_weights(model: Model, weights: Mapping[str, Tensor]) -> Model:
+    """Return a model like `model`, with an adapter where that has one, around other weights.
+
+    Args:
+        model: may hold a part of the weights alone.
+        weights: the state dict of a whole one; its tensors are not copied.
+    """
+    config = lora_of(model)
+    with torch.device("meta"):
+        made = type(model)(model.config, model.compute_dtype)
+        for name in _named(weights):
+            assert config is not None
+            rank = len(weights[f"{name}.{LORA_A}"])
+            made.set_submodule(name, LoraLinear(_linear(made, name), config, rank))
+    made.take_weights(weights)
+    _note(made, config)
+    return made
+
+
+@torch.no_grad()
+def merged(model: Model) -> Model:
     """Return a plain model that computes what the model with its adapter does.
 
     What has no adapter is shared, not copied; a model without any is returned itself. Of a base in
@@ -237,7 +274,7 @@ def merged(model: Transformer) -> Transformer:
 @torch.no_grad()
 def plain_weights(weights: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
     """Return the state dict of the plain model from that of one with an adapter of `config`."""
-    named = [n.removesuffix(f".{LORA_A}") for n in weights if n.endswith(f".{LORA_A}")]
+    named = _named(weights)
     parts = (LORA_A, LORA_B, MAGNITUDE, *PACKED)
     replaced = {f"{name}.{part}" for name in named for part in parts}
     plain = {name: tensor for name, tensor in weights.items() if name not in replaced}
@@ -316,6 +353,11 @@ class Adapters:
 
 def _adapted(model: nn.Module) -> list[tuple[str, LoraLinear]]:
     return [(n, module) for n, module in model.named_modules() if isinstance(module, LoraLinear)]
+
+
+def _named(weights: Iterable[str]) -> list[str]:
+    """Return the names of the layers that have an adapter."""
+    return [name.removesuffix(f".{LORA_A}") for name in weights if name.endswith(f".{LORA_A}")]
 
 
 def _linear(model: Transformer, name: str) -> Linear:

@@ -211,10 +211,14 @@ class Transformer(nn.Module):
         """
         with torch.device("meta"):
             model = cls(config, compute_dtype)
-        model.load_state_dict(weights, assign=True)
-        frequencies = model.inverse_frequencies.to(model.output_weight.device)
-        model.inverse_frequencies = nn.Buffer(frequencies, persistent=False)
+        model.take_weights(weights)
         return model
+
+    def take_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Let a model on the meta device have the tensors of a state dict, which are not copied."""
+        self.load_state_dict(weights, assign=True)
+        frequencies = self.inverse_frequencies.to(self.output_weight.device)
+        self.inverse_frequencies = nn.Buffer(frequencies, persistent=False)
 
     @property
     def output_weight(self) -> Tensor:

@@ -236,7 +236,8 @@ class Checkpoint:
 
     Attributes:
         state: what `save` was given as state, with `step`.
-        generator: state of torch's generator on the CPU of rank 0; no other draws while it trains.
+        generator: state of torch's generator on the CPU of rank 0. That on its GPU, from which
+            dropout draws there, is in `state`.
         keys: `kind/parameter` of every tensor.
     """
 

@@ -28,7 +28,13 @@ from cygnet.text.loader import Batch
 from cygnet.train.checkpoint import Checkpoint, CheckpointWriter, Piece, newest_checkpoint
 from cygnet.train.feed import Batches
 from cygnet.train.guards import DivergedError, RunStopped, blame, check_batch, interruptible
-from cygnet.train.hardware import DTYPES, find_hardware, peak_memory_bytes
+from cygnet.train.hardware import (
+    DTYPES,
+    find_hardware,
+    generator_state,
+    peak_memory_bytes,
+    set_generator_state,
+)
 from cygnet.train.layout import layout_of
 from cygnet.train.optim import resolve_optimizer
 from cygnet.train.parallel.choose import SEVERAL_NEEDED, choose_parallel, spread
@@ -228,6 +234,7 @@ class Engine:
         with Checkpoint(checkpoint) as opened:
             state = opened.state
             torch.set_rng_state(opened.generator)
+            set_generator_state(self.hardware.device, state.get("device_generator"))
             self.spread.load(opened.keys, opened.read, state["optimizer"])
             if isinstance(self.stage, OnlineStage):
                 self.stage.load_state(opened.whole(COLLECTED))
@@ -436,6 +443,9 @@ class Engine:
                 key: value for tracker in self.trackers for key, value in tracker.state().items()
             },
         }
+        drawn_there = generator_state(self.hardware.device)
+        if drawn_there is not None:
+            state["device_generator"] = drawn_there
         pieces = self.spread.pieces()
         if isinstance(self.stage, OnlineStage):
             self.stage.must_keep = False

@@ -125,6 +125,20 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
+def generator_state(device: torch.device) -> list[int] | None:
+    """Return the state of torch's generator on a GPU, from which dropout there draws.
+
+    None of the CPU, whose generator is in every checkpoint.
+    """
+    return torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else None
+
+
+def set_generator_state(device: torch.device, state: list[int] | None) -> None:
+    """Take what `generator_state` gave, where that was on a GPU and this is one."""
+    if device.type == "cuda" and state is not None:
+        torch.cuda.set_rng_state(torch.tensor(state, dtype=torch.uint8), device)
+
+
 def device_name(device: torch.device) -> str:
     """Return the maker's name of the processor or GPU."""
     if device.type == "cuda":

@@ -13,7 +13,10 @@ from cygnet.text.loader import Batch
 Call = Callable[..., Any]
 """`call(function, *arguments)` returns `function(model, *arguments)`, whole in every process."""
 Policy = Callable[[], Transformer]
-"""Gives the model as it is now, whole in every process; all of them must ask alike."""
+"""Gives the model as it is now, whole in every process; all of them must ask alike.
+
+An adapter is not merged: without gradients the model computes exactly what the loss begins with.
+"""
 
 
 class Stage(Protocol):

@@ -166,5 +166,8 @@ def test_what_earns_is_learnt_by_adapters_too(start: Path, tmp_path: Path) -> No
     found, _ = load_folder(run)
     assert torch.equal(logits(with_adapter(base, run / "adapter")), logits(found))
     assert not torch.equal(logits(base), logits(found))
+    with pytest.raises(UserError, match=r"--lora_dropout 0.1: grpo compares.*leave it at 0"):
+        dropping = replace(LORA, lora_dropout=0.1)
+        grpo((rows[:4], rows[4:]), Rule(by_length), start, run, config, method, lora=dropping)
     told = [line["mismatch"] for line in metrics(run) if "mismatch" in line]
     assert len(told) == 2 and max(told) < 1e-4  # what samples is what is trained

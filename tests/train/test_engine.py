@@ -21,6 +21,7 @@ from cygnet.stages.next_token import NextTokenStage
 from cygnet.text.loader import Batch
 from cygnet.text.shards import ShardReader
 from cygnet.text.tokenizer import Tokenizer
+from cygnet.train import engine, hardware
 from cygnet.train.engine import Engine
 from cygnet.train.guards import DivergedError
 
@@ -284,3 +285,27 @@ def test_a_gradient_that_is_no_number_names_its_parameter(
     with pytest.raises(DivergedError, match=r"the gradient is not finite \(model.norm.weight\)"):
         Engine(model, stage, CONFIG, tmp_path / "run", {}).train()
     assert equal(before, weights(model))
+
+
+def test_the_generator_of_a_gpu_goes_on_too(
+    tmp_path: Path, shards: ShardReader, tiny: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout draws from it; there is none here, so torch's two functions are stood in for."""
+    gpu, drawn = torch.device("cuda", 1), [torch.tensor([5, 6, 7], dtype=torch.uint8)]
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: drawn[device.index - 1])
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device: drawn.append((state, device))
+    )
+    monkeypatch.setattr(engine, "generator_state", lambda _: hardware.generator_state(gpu))
+    monkeypatch.setattr(
+        engine, "set_generator_state", lambda _, state: hardware.set_generator_state(gpu, state)
+    )
+    train(tmp_path / "run", shards, tiny)
+    newest = tmp_path / "run/checkpoints/step_00000006"
+    assert json.loads((newest / "state.json").read_text())["device_generator"] == [5, 6, 7]
+    (tmp_path / "run/metrics.jsonl").unlink()
+    shutil.rmtree(newest)
+    train(tmp_path / "run", shards, tiny)
+    [(state, device)] = drawn[1:]
+    assert torch.equal(state, drawn[0]) and device == gpu
+    assert hardware.generator_state(torch.device("cpu")) is None

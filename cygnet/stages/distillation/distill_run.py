@@ -58,8 +58,6 @@ def distill(
     inputs: dict[str, Any] = {"start": None, "method": asdict(method)}
     tutor, tokenizer, inputs["teacher"] = load_start(teacher)
     if start is None:
-        if lora.lora:
-            raise UserError("--lora needs a student to adapt: --from RUN_OR_MODEL")
         model = new_model(sizes, tokenizer, config.seed)
     else:
         model, own, inputs["start"] = load_start(start)

@@ -2,7 +2,7 @@
 
 Its probabilities are not seen, so its tokenizer may be any (Kim and Rush 2016, "Sequence-Level
 Knowledge Distillation"). What it has answered is kept line by line as it comes, under a hash of
-prompt, teacher and settings: nothing is asked twice, whatever stops the work.
+prompt, server, model and settings: nothing is asked twice, whatever stops the work.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class _Cache:
 
     def __init__(self, path: Path, teacher: Teacher, config: AnswersConfig) -> None:
         self.path = path
-        self.asked_of = {"model": teacher.model, **asdict(config.sampling)}
+        self.asked_of = {"url": teacher.url, "model": teacher.model, **asdict(config.sampling)}
         self.answers: dict[str, tuple[Message, str]] = {}
         whole = 0
         for line in self._lines():

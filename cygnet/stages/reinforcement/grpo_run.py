@@ -48,8 +48,10 @@ def grpo(
         environment_name: as on the command line, for the record as the rewards are.
 
     Raises:
-        UserError: `start` is no model or has no chat template, or no prompt leaves room.
+        UserError: `start` is no model or has no chat template, no prompt leaves room, or `lora`
+            has dropout.
     """
+    lora.refuse_dropout("grpo")
     model, tokenizer, start_hash = load_start(start)
     check_context(model, config)
     train, heldout = prompts

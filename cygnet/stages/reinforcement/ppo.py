@@ -382,6 +382,7 @@ def ppo(
     Raises:
         UserError: a folder holds no model of its kind, or no prompt leaves room for an answer.
     """
+    lora.refuse_dropout("ppo")
     base, tokenizer, start_hash = load_start(start)
     check_context(base, config)
     model = ScoringTransformer.around(base)

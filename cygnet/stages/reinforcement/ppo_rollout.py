@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from cygnet.model.lora import merged
 from cygnet.model.loss import chunked_entropy, chunked_log_probs
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
@@ -123,7 +124,7 @@ class Answerer:
     ) -> list[Answer]:
         if not rows:
             return []
-        episodes = self.roller.roll(policy.without_score(), rows, seeds)
+        episodes = self.roller.roll(merged(policy).without_score(), rows, seeds)
         conversations = [episode.messages for episode in episodes]
         rewards = self.reward(conversations)
         judged = self.judge(conversations) if self.judge else [None] * len(episodes)

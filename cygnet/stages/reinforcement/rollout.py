@@ -22,6 +22,7 @@ from cygnet.generate.reading import Reader, opens_thinking
 from cygnet.generate.request import Answer, Request
 from cygnet.generate.sampling import Sampling
 from cygnet.messages import Message, validate
+from cygnet.model.lora import merged
 from cygnet.model.transformer import Transformer
 from cygnet.stages.reinforcement.functions import raised, where_raised
 from cygnet.stages.reinforcement.rewards.judge import shown
@@ -177,7 +178,7 @@ class Roller:
         no finite number, ends there with a `failure`.
 
         Args:
-            model: any device.
+            model: any device; an adapter is merged, which the engine reads faster.
             rows: prompts.
             seeds: one for each row.
             environment: makes the world of one episode; without, an episode is one answer.
@@ -192,7 +193,7 @@ class Roller:
         context = min(self.max_len or model.config.max_position, model.config.max_position)
         longest = max(len(episode.ids) for episode in episodes) + self.config.max_new_tokens
         engine = sized_engine(
-            model, self.tokenizer, len(rows), context if worlds else min(longest, context)
+            merged(model), self.tokenizer, len(rows), context if worlds else min(longest, context)
         )
         going = [at for at in range(len(rows)) if episodes[at].failure is None]
         while going:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cygnet.config import TrainConfig
-from cygnet.model.lora import lora_of, merged, plain_weights
+from cygnet.model.lora import with_weights
 from cygnet.model.transformer import Transformer
 from cygnet.text.loader import Batch
 from cygnet.train.checkpoint import Piece, Read
@@ -181,19 +181,14 @@ class Single:
         """Return the model as it is now, whole in this process; all processes must call it alike.
 
         Its weights are float32, shared with those that are trained where this process has them
-        whole. An adapter is merged.
+        whole. An adapter stands beside its base, as in training: merged, it would be rounded
+        otherwise.
         """
-        return merged(self.model)
+        return self.model
 
     def _built(self, weights: dict[str, Tensor]) -> Transformer:
-        """Return a model of the same kind around whole weights, those of an adapter merged."""
-        if config := lora_of(self.model):
-            weights = plain_weights(weights, config)
-        return (
-            type(self.model)
-            .from_weights(self.model.config, weights, self.model.compute_dtype)
-            .requires_grad_(False)
-        )
+        """Return a model of the same kind, its adapter too, around whole weights."""
+        return with_weights(self.model, weights).requires_grad_(False)
 
     def pieces(self) -> Iterator[Piece]:
         """Yield what this process has to write: its parts of weights and optimizer state."""

@@ -176,3 +176,11 @@ def test_other_settings_are_other_answers(tmp_path: Path) -> None:
     for config in (AnswersConfig(), AnswersConfig(temperature=0.1), AnswersConfig()):
         ask_teacher(teacher, rows("a", "b"), tmp_path, config)
     assert teacher.asked == Counter(a=2, b=2)
+
+
+def test_two_servers_with_one_models_name_do_not_share_answers(tmp_path: Path) -> None:
+    for url, asks in (("http://a/v1", 1), ("http://b/v1", 1), ("http://a/v1", 0)):
+        teacher = Flaky()
+        teacher.url = url
+        ask_teacher(teacher, rows("swan"), tmp_path, AnswersConfig())
+        assert sum(teacher.asked.values()) == asks

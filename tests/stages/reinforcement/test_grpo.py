@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from cygnet.config import TrainConfig
 from cygnet.errors import UserError
+from cygnet.model.lora import LoraConfig, add_lora
 from cygnet.model.transformer import Transformer
 from cygnet.stages.reinforcement.groups import is_held_out
 from cygnet.stages.reinforcement.grpo import GrpoBatch, GrpoConfig, GrpoStage
@@ -18,6 +20,8 @@ from cygnet.stages.reinforcement.grpo_watch import reward_parts
 from cygnet.stages.reinforcement.rollout import Episode
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.guards import RunStopped
+from cygnet.train.hardware import find_hardware
+from cygnet.train.parallel.single import Single
 from tests.models import random_model
 
 ROWS = [{"prompt": f"soup {number}"} for number in range(6)]
@@ -75,6 +79,38 @@ def test_steps_make_what_is_rewarded_likelier(tokenizer: Tokenizer) -> None:
         step(made, model, made.batch(number))
         optimizer.step()
     assert sum(rewards[-3:]) > 3 * sum(rewards[:3])
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_dora": True}, {"quantize": "nf4"}], ids=["lora", "dora", "nf4"]
+)
+def test_an_adapted_model_is_the_policy_that_it_is_compared_with(
+    tokenizer: Tokenizer, settings: dict[str, Any]
+) -> None:
+    """In bf16 a merged matrix is rounded otherwise, which clips a third of GSPO's tokens."""
+    model = random_model()
+    model.compute_dtype = torch.bfloat16
+    single = adapted(model, settings)
+    made = stage(tokenizer, loss="gspo", group_size=8)
+    with torch.no_grad():
+        told = made.collect(0, single.whole)
+    batch = made.batch(0)
+    _, metrics = made.loss(model, batch)
+    assert batch.advantages.any()
+    assert metrics["clipped"] == 0 and metrics["old_kl"] == 0
+    assert told["mismatch"] > 0  # the merged model, which answers, is told apart
+
+
+def adapted(model: Transformer, settings: dict[str, Any]) -> Single:
+    """Put an adapter on a model that has learnt something already."""
+    generator = torch.Generator().manual_seed(1)
+    add_lora(model, LoraConfig(lora=True, **settings), generator)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora_B"):
+                parameter.normal_(0, 0.02, generator=generator)
+    config = TrainConfig(device="cpu")
+    return Single(model, config, find_hardware(config))
 
 
 def test_answers_without_an_advantage_are_left_out_and_change_no_gradient(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cygnet.config import TrainConfig
 from cygnet.generate.runner import laid_out
-from cygnet.model.lora import LoraConfig, add_lora
+from cygnet.model.lora import LoraConfig, add_lora, merged
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
 from cygnet.stages.distillation.distill import DistillConfig, DistillStage
@@ -83,11 +83,11 @@ class EchoStage(NextTokenStage):
 
 
 class LoraStage(EchoStage):
-    """As its parent, which asks the merged model."""
+    """As its parent; judges by all that the adapted model holds, merged."""
 
     def judge(self, policy: Policy) -> dict[str, float]:
-        merged = policy().state_dict()
-        return {"heldout_size": sum(float((t.float() ** 3).sum()) for t in merged.values())}
+        whole = merged(policy()).state_dict()
+        return {"heldout_size": sum(float((t.float() ** 3).sum()) for t in whole.values())}
 
 
 class ScoredStage(NextTokenStage):
@@ -199,6 +199,14 @@ def _grpo(
     return model, stage
 
 
+def _grpo_by_adapter(
+    model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
+) -> Made:
+    model, stage = _grpo(model, shards, config, tokenizer)
+    add_lora(model, LoraConfig(lora=True, lora_rank=3), torch.Generator().manual_seed(1))
+    return model, stage
+
+
 def _preference(
     loss: Literal["orpo", "kto"],
 ) -> Maker:
@@ -274,6 +282,7 @@ MAKERS: dict[str, Maker] = {
     "kto": _preference("kto"),
     "lora": _adapted(use_dora=True),
     "qlora": _adapted(quantize="nf4"),
+    "grpo_lora": _grpo_by_adapter,
     "dropout": _adapted(lora_dropout=0.3),
     "reward": _reward,
     "distill": _distill,
