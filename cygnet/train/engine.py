@@ -229,6 +229,8 @@ class Engine:
             self.spread.load(opened.keys, opened.read, state["optimizer"])
             if isinstance(self.stage, OnlineStage):
                 self.stage.load_state(opened.whole(COLLECTED))
+        if isinstance(self.stage, WatchedStage) and "watch" in state:
+            self.stage.load_watch_state(state["watch"])
         self.step, self.tokens = state["step"], state["tokens"]
         self.spread.load_loss_scale_state(state["scaler"])
         say(f"{self.run}: going on from step {self.step} of {self.config.steps}")
@@ -414,6 +416,8 @@ class Engine:
                 key: value for tracker in self.trackers for key, value in tracker.state().items()
             },
         }
+        if isinstance(self.stage, WatchedStage):
+            state["watch"] = self.stage.watch_state()
         pieces = self.spread.pieces()
         if isinstance(self.stage, OnlineStage):
             self.stage.must_keep = False
@@ -466,6 +470,8 @@ class _Window:
         self.tokens += batch.num_tokens
         self.attended += float((batch.positions + 1)[batch.document_ids >= 0].sum())
         for name, value in metrics.items():
+            if math.isnan(value):
+                continue  # the batch has nothing of the kind
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
 
