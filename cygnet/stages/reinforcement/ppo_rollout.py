@@ -137,18 +137,10 @@ class Answerer:
         of_policy = self.measured(policy, packed.rows)
         of_reference = score_rows(self.reference, packed.rows, self.vocab_size, self.temperature)
         columns = [packed.per_episode(values) for values in (*of_policy, of_reference)]
-        return [
-            Answer(
-                episode,
-                *of_tokens,
-                math.nan if reward is None else reward,
-                of_judge,
-                is_read=reward is not None,
-            )
-            for episode, of_tokens, reward, of_judge in zip(
-                episodes, zip(*columns, strict=True), rewards, judged, strict=True
-            )
-        ]
+        known = [math.nan if reward is None else reward for reward in rewards]
+        is_read = [reward is not None for reward in rewards]
+        rows_of = zip(episodes, *columns, known, judged, is_read, strict=True)
+        return [Answer(*of_answer) for of_answer in rows_of]
 
     def measured(self, policy: ScoringTransformer, rows: Batch) -> list[Tensor]:
         """Return log-probability, entropy and value at every label, (B, T) each, on the CPU."""
