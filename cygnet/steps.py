@@ -37,10 +37,10 @@ Lora = Annotated[LoraConfig, tyro.conf.arg(name="")]
 def train_tokenizer_step(data: Path, out: Path, vocab_size: int) -> Path:
     """Train a tokenizer on a data folder, unless `out` holds the one of the same inputs."""
     inputs = {"data": sha256_file(data / "manifest.json"), "vocab_size": vocab_size}
-    if not _up_to_date("tokenizer", out, inputs):
+    if not up_to_date("tokenizer", out, inputs):
         (out / INPUTS).unlink(missing_ok=True)  # until all is there, nothing is
         make_tokenizer(data / TRAIN, out, vocab_size, data / HELDOUT)
-        _record(out, inputs)
+        record(out, inputs)
     return out
 
 
@@ -60,9 +60,9 @@ def make_instructions(
         "settings": plain(config),
         "weights": " ".join(f"{name}={value:g}" for name, value in (weights or {}).items()) or None,
     }
-    if not _up_to_date("instructions", out, inputs):
+    if not up_to_date("instructions", out, inputs):
         build_instructions(data, out, config, weights)
-        _record(out, inputs)
+        record(out, inputs)
         counts = read_json(out / "manifest.json")["counts"]["train"]
         told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         say(f"instructions: {told}")
@@ -83,11 +83,11 @@ def make_pairs(
         "start": sha256_file(start / "model.safetensors"),
         "settings": plain(config) | {"max_seq_len": train.max_seq_len},
     }
-    if not _up_to_date("pairs", out, inputs):
+    if not up_to_date("pairs", out, inputs):
         model, tokenizer = _load_on_device(start, train)
         generator = Generator(model, tokenizer)
         build_pairs(instructions, generator, out, config, train.max_seq_len)
-        _record(out, inputs)
+        record(out, inputs)
     return out
 
 
@@ -130,7 +130,7 @@ def evaluate_stages(
             "model": sha256_file(folder / "model.safetensors"),
             "settings": plain(config),
         }
-        if _up_to_date(f"evaluation of {stage}", own, inputs, EVAL_INPUTS):
+        if up_to_date(f"evaluation of {stage}", own, inputs, EVAL_INPUTS):
             continue
         model, tokenizer = _load_on_device(folder, train)
         say(f"evaluation of {stage}")
@@ -143,7 +143,7 @@ def evaluate_stages(
             config,
         )
         result.save(own / EVAL_RESULT)
-        _record(own, inputs, EVAL_INPUTS)
+        record(own, inputs, EVAL_INPUTS)
 
 
 def _load_on_device(folder: Path, train: TrainConfig) -> tuple[Transformer, Tokenizer]:
@@ -152,7 +152,7 @@ def _load_on_device(folder: Path, train: TrainConfig) -> tuple[Transformer, Toke
     return model.to(hardware.device), tokenizer
 
 
-def _up_to_date(step: str, folder: Path, inputs: dict[str, Any], name: str = INPUTS) -> bool:
+def up_to_date(step: str, folder: Path, inputs: dict[str, Any], name: str = INPUTS) -> bool:
     """Compare what a step's folder was made from with what it would be made from now."""
     inputs = {**json.loads(json.dumps(inputs)), "version": __version__}
     recorded = read_json(folder / name)
@@ -166,7 +166,8 @@ def _up_to_date(step: str, folder: Path, inputs: dict[str, Any], name: str = INP
     return not changed
 
 
-def _record(folder: Path, inputs: dict[str, Any], name: str = INPUTS) -> None:
+def record(folder: Path, inputs: dict[str, Any], name: str = INPUTS) -> None:
+    """Write what a step's folder was made from, for `up_to_date`."""
     write_json(folder / name, {**inputs, "version": __version__})
 
 

@@ -10,18 +10,33 @@ import tyro
 
 from cygnet.config import TrainConfig
 from cygnet.corpus.instructions import InstructionConfig
+from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.evals.report import write_report
 from cygnet.evals.reward import RESULT, judge_reward, summary
-from cygnet.export.huggingface import find_model
+from cygnet.export.huggingface import WEIGHTS_FILE, find_model
+from cygnet.files import sha256_file
 from cygnet.generate.scorer import Scorer
 from cygnet.model.lora import LoraConfig
 from cygnet.progress import say
 from cygnet.stages.preference.pairs import PairConfig
 from cygnet.stages.preference.reward import RewardConfig, compare_heldout, reward
 from cygnet.stages.preference.reward_data import take_preferences
-from cygnet.steps import EVAL_RESULT, From, Lora, Train, learnt_instructions, make_pairs, required
+from cygnet.steps import (
+    EVAL_RESULT,
+    From,
+    Lora,
+    Train,
+    learnt_instructions,
+    make_pairs,
+    record,
+    required,
+    up_to_date,
+)
 from cygnet.train.hardware import find_hardware
 from cygnet.train.parallel.group import connect, first, on_rank_zero
+
+FIGURES_INPUTS = "reward_inputs.json"
+"""What reward.json was measured on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +80,7 @@ def reward_command(config: RewardCommand) -> None:
 
 
 def measure(model: Path, preferences: Path, out: Path, train: TrainConfig) -> None:
-    """Write reward.json and the report, and print the figures.
+    """Write reward.json and the report, and print the figures, where that is not yet done.
 
     Args:
         model: the reward model's folder.
@@ -73,6 +88,14 @@ def measure(model: Path, preferences: Path, out: Path, train: TrainConfig) -> No
         out: the run folder.
         train: says on which device.
     """
+    inputs = {
+        "model": sha256_file(find_model(model) / WEIGHTS_FILE),
+        "pairs": sha256_file(preferences / TRAIN),
+        "heldout_pairs": sha256_file(preferences / HELDOUT),
+    }
+    written = (out / RESULT).exists() and (out / EVAL_RESULT).exists()
+    if written and up_to_date("reward figures", out, inputs, FIGURES_INPUTS):
+        return
     scorer = Scorer.load(model, find_hardware(train).device)
     found = compare_heldout(scorer, preferences)
     if not found.pairs:
@@ -84,5 +107,6 @@ def measure(model: Path, preferences: Path, out: Path, train: TrainConfig) -> No
     result.save(out / RESULT)
     result.as_stage().save(out / EVAL_RESULT)
     write_report(out, ("reward",))
+    record(out, inputs, FIGURES_INPUTS)
     for line in summary(result):
         say(line)

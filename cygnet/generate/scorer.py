@@ -61,16 +61,21 @@ class Scorer:
         Raises:
             UserError: a conversation cannot be rendered, or not even its last turn fits.
         """
-        encoded = []
-        for number, messages in enumerate(conversations):
-            ids = fitting_ids(self.tokenizer, messages, self.max_tokens)
-            if ids is None:
+        scores: list[float] = []
+        for number, score in enumerate(self.scores_of_readable(conversations)):
+            if score is None:
                 raise UserError(
                     f"conversation {number}: its last turn alone is longer than the "
                     f"{self.max_tokens} tokens that the reward model reads"
                 )
-            encoded.append(ids)
-        return self.scores_of_ids(encoded)
+            scores.append(score)
+        return scores
+
+    def scores_of_readable(self, conversations: Sequence[Sequence[Message]]) -> list[float | None]:
+        """Return a score for each conversation; none where not even its last turn fits."""
+        encoded = [fitting_ids(self.tokenizer, chat, self.max_tokens) for chat in conversations]
+        found = iter(self.scores_of_ids([ids for ids in encoded if ids is not None]))
+        return [None if ids is None else next(found) for ids in encoded]
 
     @torch.no_grad()
     def scores_of_ids(self, encoded: Sequence[Sequence[int]]) -> list[float]:
@@ -85,7 +90,7 @@ class Scorer:
             # Nothing looks ahead, so what pads a row behind its end changes nothing before it.
             hidden = self.model(tokens_BT.to(device))
             last = hidden[torch.arange(len(places)), lengths.to(device) - 1]
-            for place, score in zip(places, self.model.scores(last.float()).tolist(), strict=True):
+            for place, score in zip(places, self.model.scores(last).tolist(), strict=True):
                 found[place] = score
         return found
 

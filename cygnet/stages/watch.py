@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from cygnet.progress import say
 
@@ -81,6 +82,15 @@ class Watch:
                 said = sentence.format(value=value, first=seen.first, steps=steps)
                 self.told.append((step, said))
                 say(f"{self.name}: warning at step {step}: {said}")
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return what each rule has seen, as JSON; part of each checkpoint."""
+        return [asdict(seen) for seen in self._seen]
+
+    def load_state(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Take what `state` gave; of another number of rules nothing is known."""
+        if len(state) == len(self.rules):
+            self._seen = [_Seen(**seen) for seen in state]
 
 
 def _value(rule: Rule, metrics: Metrics) -> float | None:

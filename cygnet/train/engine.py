@@ -238,6 +238,8 @@ class Engine:
             self.spread.load(opened.keys, opened.read, state["optimizer"])
             if isinstance(self.stage, OnlineStage):
                 self.stage.load_state(opened.whole(COLLECTED))
+        if isinstance(self.stage, WatchedStage) and "watch" in state:
+            self.stage.load_watch_state(state["watch"])
         self.step, self.tokens = state["step"], state["tokens"]
         self.spread.load_loss_scale_state(state["scaler"])
         say(f"{self.run}: going on from step {self.step} of {self.config.steps}")
@@ -446,6 +448,9 @@ class Engine:
         drawn_there = generator_state(self.hardware.device)
         if drawn_there is not None:
             state["device_generator"] = drawn_there
+
+        if isinstance(self.stage, WatchedStage):
+            state["watch"] = self.stage.watch_state()
         pieces = self.spread.pieces()
         if isinstance(self.stage, OnlineStage):
             self.stage.must_keep = False

@@ -111,3 +111,11 @@ class WatchedStage(Protocol):
     def watch(self, step: int, metrics: dict[str, float]) -> None:
         """See a line that is logged; called on rank 0 alone."""
         ...
+
+    def watch_state(self) -> Any:
+        """Return what was seen and told, as JSON; part of each checkpoint."""
+        ...
+
+    def load_watch_state(self, state: Any) -> None:
+        """Take what `watch_state` gave."""
+        ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from cygnet.text.loader import Batch
@@ -30,6 +31,8 @@ class Window:
         self.tokens += batch.num_tokens
         self.attended += float((batch.positions + 1)[batch.document_ids >= 0].sum())
         for name, value in metrics.items():
+            if math.isnan(value):
+                continue  # the batch has nothing of the kind
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
 

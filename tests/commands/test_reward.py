@@ -36,10 +36,11 @@ def test_ratings_to_a_reward_model_with_figures(
             row = {"prompt": f"How {n}?", "answer": said, "rating": rating}
             file.write(json.dumps(row) + "\n")
     out = tmp_path / "run"
-    typed(
+    words = (
         "reward", "--from", start, "--data", path, "--out", out, "--steps", 25, "--max_seq_len", 64,
         "--batch_tokens", 512, "--learning_rate", 3e-3, "--heldout_share", 0.4, "--device", "cpu",
     )  # fmt: skip
+    typed(*words)
     found = RewardResult.load(out / "reward.json")
     assert found.accuracy.value == 1
     said = "".join(capsys.readouterr())
@@ -53,6 +54,10 @@ def test_ratings_to_a_reward_model_with_figures(
     assert notes["learnt_from"] == "ratings"
     assert notes["edges"] == [1, 2]
     assert len(notes["thresholds"]) == 2
+    before = (out / "reward.json").stat().st_mtime_ns
+    typed(*words)
+    assert "reward figures: up to date" in capsys.readouterr().err
+    assert (out / "reward.json").stat().st_mtime_ns == before
 
 
 def test_a_reward_model_cannot_answer_and_a_start_is_needed(

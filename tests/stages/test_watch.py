@@ -1,5 +1,6 @@
 """What leaves its healthy range is told once, with the step, when its patience is over."""
 
+import json
 import math
 
 import pytest
@@ -103,3 +104,15 @@ def test_kto_is_judged_by_its_margin_for_its_accuracy_hangs_on_the_labels() -> N
     assert sentence.startswith("the margin has stayed at 0.001 for 50 steps: the pairs carry no")
     (sentence,) = told({"margin": -0.5}, kto)
     assert sentence.startswith("the model prefers the rejected answer (margin -0.50)")
+
+
+def test_what_was_seen_and_told_outlives_a_stop() -> None:
+    rules = [
+        Rule(metric="x", low=-1, since_first=True, sentence="fell to {value}"),
+        Rule(metric="y", high=1, sentence="high"),
+    ]
+    before, after = Watch("dpo", rules), Watch("dpo", rules)
+    before(1, {"x": -5.0, "y": 2.0})
+    after.load_state(json.loads(json.dumps(before.state())))
+    after(2, {"x": -6.5, "y": 2.0})
+    assert after.told == [(2, "fell to -6.5")]

@@ -21,17 +21,21 @@ import torch
 from torch import Tensor
 
 from cygnet.files import write_atomic
-from cygnet.model.loss import chunked_log_probs
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say, track
+from cygnet.stages.packed import (
+    Encoded,
+    documents_per_row,
+    label_documents,
+    label_log_probs,
+    lay_out,
+)
 from cygnet.text.chat import encode_chat
-from cygnet.text.loader import IGNORE, PADDING, Batch
+from cygnet.text.loader import Batch
 from cygnet.text.packing import packing_plan
 from cygnet.text.tokenizer import Tokenizer
 
 REFERENCE_ROWS = 8
-Encoded = tuple[list[int], list[bool]]
-"""The ids of a conversation, and for each whether it is learnt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +78,6 @@ class PackedAnswers:
         self.rows = lay_out([[d for i in row for d in groups[i]] for row in self.numbers], seq_len)
 
 
-def lay_out(rows: Sequence[Sequence[Encoded]], seq_len: int) -> Batch:
-    """Return documents as a batch, those of each row one behind the other.
-
-    Args:
-        rows: what each row holds; it fits.
-        seq_len: positions in a row.
-    """
-    shape = (len(rows), seq_len)
-    tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    labels = np.full(shape, IGNORE, np.int64)
-    document_ids = np.full(shape, PADDING, np.int32)
-    for row, documents in enumerate(rows):
-        column = 0
-        for number, (ids, is_label) in enumerate(documents):
-            span = slice(column, column + len(ids) - 1)
-            tokens[row, span] = ids[:-1]
-            labels[row, span] = np.where(is_label[1:], ids[1:], IGNORE)
-            document_ids[row, span] = number
-            positions[row, span] = np.arange(len(ids) - 1)
-            column = span.stop
-    return Batch(*map(torch.from_numpy, (tokens, labels, document_ids, positions)))
-
-
 def encode_answer(tokenizer: Tokenizer, prompt: Sequence[dict[str, Any]], answer: str) -> Encoded:
     """Return (ids, is label) of a conversation with its last answer, which alone is labelled."""
     given = encode_chat(tokenizer, prompt, add_generation_prompt=True).ids
@@ -125,26 +106,21 @@ class PairRows(PackedAnswers):
         super().__init__([encode_pair(tokenizer, pair) for pair in pairs], seq_len)
 
 
-def answer_log_probs(model: Transformer, rows: Batch) -> tuple[Tensor, Tensor]:
+def answer_log_probs(
+    model: Transformer, rows: Batch, vocab_size: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the summed log-probability of every document's labels, and how many there are.
 
     Documents are counted through the rows in order; both results are (D,) float32.
+
+    Args:
+        model, rows, vocab_size: as `label_log_probs` takes them.
     """
-    hidden = model(rows.tokens, rows.positions, rows.document_ids)
-    labels = rows.labels.flatten()
-    counted = labels != IGNORE
-    log_probs = chunked_log_probs(model.logits, hidden.flatten(0, 1)[counted], labels[counted])
-    per_row = documents_per_row(rows)
-    first = per_row.cumsum(0) - per_row
-    document = (first[:, None] + rows.document_ids).flatten()[counted]
-    zeros = torch.zeros(int(per_row.sum()), device=log_probs.device)
+    log_probs = label_log_probs(model, rows, vocab_size)
+    document = label_documents(rows)
+    zeros = torch.zeros(int(documents_per_row(rows).sum()), device=log_probs.device)
     sums = zeros.index_add(0, document, log_probs)
     return sums, zeros.index_add(0, document, torch.ones_like(log_probs))
-
-
-def documents_per_row(rows: Batch) -> Tensor:
-    """Return how many documents each row holds, (B,) int64."""
-    return rows.document_ids.amax(dim=1).long() + 1
 
 
 def moved(log_probs: Tensor, reference: Tensor, counts: Tensor) -> Tensor:
@@ -175,7 +151,9 @@ def with_reference(rows: Batch, log_probs: Tensor) -> AnswerBatch:
     return AnswerBatch(rows.tokens, rows.labels, rows.document_ids, rows.positions, reference)
 
 
-def reference_log_probs(model: Transformer, rows: Batch, cache: Path) -> Tensor:
+def reference_log_probs(
+    model: Transformer, rows: Batch, cache: Path, vocab_size: int | None = None
+) -> Tensor:
     """Return the model's `answer_log_probs` of all rows, (D,), from `cache` where it is there.
 
     A file that is damaged is made again.
@@ -195,7 +173,7 @@ def reference_log_probs(model: Transformer, rows: Batch, cache: Path) -> Tensor:
         starts = range(0, len(rows.tokens), REFERENCE_ROWS)
         for start in track(starts, "reference"):
             part = rows.rows(start, start + REFERENCE_ROWS).to(device)
-            parts.append(answer_log_probs(model, part)[0].cpu())
+            parts.append(answer_log_probs(model, part, vocab_size)[0].cpu())
     log_probs = torch.cat(parts)
     file = io.BytesIO()
     np.save(file, log_probs.numpy(), allow_pickle=False)

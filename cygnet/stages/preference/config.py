@@ -21,8 +21,8 @@ class Usual:
 
 
 USUAL: dict[str, Usual] = {
-    "dpo": Usual(0.1, 1.0),
-    "cdpo": Usual(0.1, 1.0, 0.1),
+    "dpo": Usual(0.1, 0.0),
+    "cdpo": Usual(0.1, 0.0, 0.1),
     "ipo": Usual(0.1, 0.0),
     "simpo": Usual(2.0, 0.0),
     "orpo": Usual(0.1, 1.0),
@@ -65,8 +65,8 @@ class DpoConfig:
     """Weight of unwanted answers in kto."""
     sft_weight: float | None = None
     """Weight of the chosen answers' own loss per token beside the preference (RPO, Pang et al.
-    2024), which keeps them from becoming unlikely together with the rejected ones. None takes 1
-    for dpo, cdpo and orpo, and 0 for the others."""
+    2024), which keeps them from becoming unlikely together with the rejected ones. None takes 0;
+    for orpo 1, as its loss has that term."""
 
     def __post_init__(self) -> None:
         usual = self.resolved() if None in self._optional else self

@@ -22,11 +22,11 @@ from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say
 from cygnet.stages.launch import load_start, train_and_save
+from cygnet.stages.packed import documents_per_row
 from cygnet.stages.preference.answer_rows import (
     AnswerBatch,
     PackedAnswers,
     PairRows,
-    documents_per_row,
     reference_log_probs,
     with_reference,
 )
@@ -91,9 +91,11 @@ def dpo(
     def stage() -> DpoStage:
         hardware = find_hardware(config)
         model.to(hardware.device).compute_dtype = hardware.dtype
-        rounding = f"{config.max_seq_len} {hardware.dtype_name}"
+        rounding = f"{config.max_seq_len} {hardware.dtype_name} {tokenizer.vocab_size}"
         key = (start_hash, tokenizer.hash, rounding)
-        reference = _Reference(model, cache, key, preference.reference == "none")
+        reference = _Reference(
+            model, cache, key, tokenizer.vocab_size, preference.reference == "none"
+        )
         return make_stage(files, tokenizer, model, config, preference, reference)
 
     return train_and_save(
@@ -108,11 +110,15 @@ class _Reference:
         model: the starting model.
         cache: the folder.
         key: all else that decides a log-probability besides the answers.
+        vocab_size: of the tokenizer.
         is_none: whether there is no reference.
     """
 
-    def __init__(self, model: Transformer, cache: Path, key: Sequence[str], is_none: bool) -> None:
+    def __init__(
+        self, model: Transformer, cache: Path, key: Sequence[str], vocab_size: int, is_none: bool
+    ) -> None:
         self.model, self.cache, self.key, self.is_none = model, cache, key, is_none
+        self.vocab_size = vocab_size
 
     def beside(self, rows: Batch, *content: str) -> AnswerBatch:
         """Return the rows with the reference; `content` names them: their file's hash and use."""
@@ -121,7 +127,8 @@ class _Reference:
         start_hash, tokenizer_hash, rounding = self.key
         what = (start_hash, tokenizer_hash, content[0], rounding, *content[1:])
         name = hashlib.sha256("/".join(what).encode()).hexdigest()[:16]
-        log_probs = reference_log_probs(self.model, rows, self.cache / f"{name}.npy")
+        path = self.cache / f"{name}.npy"
+        log_probs = reference_log_probs(self.model, rows, path, self.vocab_size)
         return with_reference(rows, log_probs)
 
 
@@ -159,7 +166,7 @@ def make_stage(
         sources.append([[rows[number]["source"] for number in row] for row in found.numbers])
         shares.append(share)
     prompts = _asked(tokenizer, rows, config.max_seq_len)
-    others = (config, preference, sources[0], prompts, shares[0])
+    others = (config, preference, sources[0], prompts, shares[0], tokenizer.vocab_size)
     if is_kto:
         return KtoStage(*labelled, *others)
     return DpoStage(batches[0], batches[1], *others)

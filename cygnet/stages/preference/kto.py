@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from cygnet.model.transformer import Transformer
+from cygnet.stages.packed import documents_per_row, lay_out
 from cygnet.stages.preference.answer_rows import (
     REFERENCE_ROWS,
     AnswerBatch,
     PackedAnswers,
     answer_log_probs,
-    documents_per_row,
     encode_answer,
-    lay_out,
     moved,
     spread_over_rows,
 )
@@ -171,7 +170,7 @@ class KtoStage(DpoStage):
         rows = self.mismatched.take(torch.from_numpy(self._places(number)))
         each = -(-len(rows.tokens) // world().size)
         own = rows.rows(world().rank * each, (world().rank + 1) * each)
-        found = gather(_ratios(policy(), own))
+        found = gather(_ratios(policy(), own, self.vocab_size))
         self.baseline = kto_baseline(sum(ratio for ratio, _ in found), sum(n for _, n in found))
         return {"kl_baseline": self.baseline}
 
@@ -199,7 +198,7 @@ class KtoStage(DpoStage):
         """Return the summed loss of the answers, and summed metrics."""
         assert isinstance(rows, LabelledBatch)
         config = self.config
-        log_probs, counts = answer_log_probs(model, rows)
+        log_probs, counts = answer_log_probs(model, rows, self.vocab_size)
         reference = rows.reference[~rows.reference.isnan()]
         wanted = rows.desirable[~rows.desirable.isnan()]
         per_row = documents_per_row(rows)
@@ -211,7 +210,8 @@ class KtoStage(DpoStage):
         total = losses.sum()
         if config.sft_weight:
             total = total - config.sft_weight * (means * wanted).sum()
-        # The engine divides by the number of all answers; these are means over some of them.
+        # The engine divides by the number of all answers; these are means over some of them, and
+        # no number where there are none.
         share = rows.share.repeat_interleave(per_row)
         chosen, rejected = wanted / share, (1 - wanted) / (1 - share)
         reward = (config.beta or 0.0) * (log_probs - reference)
@@ -232,17 +232,17 @@ class KtoStage(DpoStage):
     def _heldout_rows(self, model: Transformer) -> LabelledBatch:
         if not len(self.heldout_pairs.tokens):
             return self.heldout_pairs
-        baseline = kto_baseline(*_ratios(model, self.heldout_mismatched))
+        baseline = kto_baseline(*_ratios(model, self.heldout_mismatched, self.vocab_size))
         return of_whole_batch(self.heldout_pairs, baseline)
 
 
 @torch.no_grad()
-def _ratios(model: Transformer, rows: AnswerBatch) -> tuple[float, int]:
+def _ratios(model: Transformer, rows: AnswerBatch, vocab_size: int | None) -> tuple[float, int]:
     """Return the sum of log(model / reference) over all documents of rows, and their number."""
     total, count = 0.0, 0
     for start in range(0, len(rows.tokens), REFERENCE_ROWS):
         part = rows.rows(start, start + REFERENCE_ROWS).to(next(model.parameters()).device)
-        log_probs, _ = answer_log_probs(model, part)
+        log_probs, _ = answer_log_probs(model, part, vocab_size)
         total += float((log_probs - part.reference[~part.reference.isnan()]).sum())
         count += len(log_probs)
     return total, count

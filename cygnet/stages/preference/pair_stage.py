@@ -5,6 +5,7 @@ Shapes: B rows, T positions, D documents of all rows, P = D / 2 pairs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +15,11 @@ from torch import Tensor
 
 from cygnet.config import TrainConfig
 from cygnet.model.transformer import Transformer
+from cygnet.stages.packed import documents_per_row
 from cygnet.stages.preference.answer_rows import (
     REFERENCE_ROWS,
     AnswerBatch,
     answer_log_probs,
-    documents_per_row,
     moved,
 )
 from cygnet.stages.preference.config import OF_MEANS, DpoConfig
@@ -40,6 +41,7 @@ class DpoStage:
         sources: for each row of `train`, where its pairs were read; for `describe`.
         prompts: what is asked while it trains.
         equal_share: of the pairs that were given, those left out because their sides are equal.
+        vocab_size: of the tokenizer; none where the model has no more outputs.
     """
 
     name = "dpo"
@@ -53,9 +55,10 @@ class DpoStage:
         sources: Sequence[Sequence[str]] = (),
         prompts: Prompts | None = None,
         equal_share: float = 0.0,
+        vocab_size: int | None = None,
     ) -> None:
         self.train, self.heldout_pairs, self.prompts = train, heldout, prompts
-        self.sources = sources
+        self.sources, self.vocab_size = sources, vocab_size
         self.config, self.seed = config.resolved(), train_config.seed
         self.num_rows = len(train.tokens)
         self.rows_per_batch = min(train_config.rows_per_batch, self.num_rows)
@@ -76,7 +79,7 @@ class DpoStage:
     def loss(self, model: Transformer, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the summed preference loss, and summed metrics of the pairs."""
         assert isinstance(rows, AnswerBatch)
-        log_probs, counts = answer_log_probs(model, rows)
+        log_probs, counts = answer_log_probs(model, rows, self.vocab_size)
         reference = rows.reference[~rows.reference.isnan()]
         losses, margin = self._preference(log_probs, reference, counts)
         chosen_mean, rejected_mean = log_probs[0::2] / counts[0::2], log_probs[1::2] / counts[1::2]
@@ -142,7 +145,7 @@ class DpoStage:
             total, metrics = self.loss(model, part.to(next(model.parameters()).device))
             for name, value in {"loss": total, **metrics}.items():
                 sums[f"heldout_{name}"] = sums.get(f"heldout_{name}", 0.0) + float(value) / weight
-        return sums
+        return {name: value for name, value in sums.items() if not math.isnan(value)}
 
     def _heldout_rows(self, model: Transformer) -> AnswerBatch:
         return self.heldout_pairs
@@ -154,6 +157,14 @@ class DpoStage:
     def watch(self, step: int, metrics: dict[str, float]) -> None:
         """Say what in a logged line has left its healthy range."""
         self.watching(step, metrics)
+
+    def watch_state(self) -> list[dict[str, Any]]:
+        """Return what the rules have seen."""
+        return self.watching.state()
+
+    def load_watch_state(self, state: Sequence[dict[str, Any]]) -> None:
+        """Take what `watch_state` gave."""
+        self.watching.load_state(state)
 
     def _places(self, number: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         first = number * self.rows_per_batch

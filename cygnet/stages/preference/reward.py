@@ -27,11 +27,12 @@ from cygnet.export.huggingface import save_folder
 from cygnet.files import sha256_file
 from cygnet.generate.scorer import Scorer, fitting_ids
 from cygnet.model.lora import NO_LORA, LoraConfig
-from cygnet.model.scoring import ScoringTransformer
+from cygnet.model.scoring import ScoringTransformer, as_scoring
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say
 from cygnet.stages.launch import load_start, train_and_save
-from cygnet.stages.preference.answer_rows import Encoded, PackedAnswers, spread_over_rows
+from cygnet.stages.packed import Encoded
+from cygnet.stages.preference.answer_rows import PackedAnswers, spread_over_rows
 from cygnet.stages.preference.reward_data import (
     Row,
     Scale,
@@ -92,8 +93,7 @@ class RewardBatch(Batch):
 def document_scores(model: ScoringTransformer, rows: Batch) -> Tensor:
     """Return the score of every conversation, (D,) float32, in the order of the rows."""
     hidden_BTD = model(rows.tokens, rows.positions, rows.document_ids)
-    # In bf16 two scores that differ by less than a hundredth would be one.
-    return model.scores(hidden_BTD[rows.labels != IGNORE].float())
+    return model.scores(hidden_BTD[rows.labels != IGNORE])
 
 
 class RewardStage:
@@ -138,8 +138,7 @@ class RewardStage:
     def loss(self, model: Transformer, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the summed loss, and summed metrics of the scores."""
         assert isinstance(rows, RewardBatch)
-        assert isinstance(model, ScoringTransformer)
-        return self._loss(document_scores(model, rows), rows)
+        return self._loss(document_scores(as_scoring(model), rows), rows)
 
     def _loss(self, scores: Tensor, rows: RewardBatch) -> tuple[Tensor, dict[str, Tensor]]:
         targets = rows.targets[~rows.targets.isnan()]
@@ -168,10 +167,9 @@ class RewardStage:
         rows = self.heldout_rows
         if not len(rows.tokens):
             return {}
-        assert isinstance(model, ScoringTransformer)
         device = next(model.parameters()).device
         parts = [
-            document_scores(model, rows.rows(at, at + HELDOUT_ROWS_AT_ONCE).to(device))
+            document_scores(as_scoring(model), rows.rows(at, at + HELDOUT_ROWS_AT_ONCE).to(device))
             for at in range(0, len(rows.tokens), HELDOUT_ROWS_AT_ONCE)
         ]
         scores = torch.cat(parts).cpu()
@@ -352,7 +350,7 @@ class Compared:
     """Held-out conversations with their scores, and pairs of which one is known to be better.
 
     Attributes:
-        scores, tokens: of each conversation; more than the model reads is not counted.
+        scores, tokens: of each conversation that is read; what is cut off it is not counted.
         pairs: places of the better and the worse one, each conversation in one pair at most.
         alike: the same of pairs of about one length.
         shares: how sure the model is that the better one is better, one for each of `pairs`.
@@ -368,28 +366,36 @@ class Compared:
 
 
 def compare_heldout(scorer: Scorer, preferences: Path) -> Compared:
-    """Let a reward model score the held-out pairs or ratings of a preferences folder."""
+    """Let a reward model score the held-out pairs or ratings of a preferences folder.
+
+    What is longer than the model reads is left out, a pair with both sides, and said.
+    """
     rows = read_preferences(preferences / HELDOUT)
     scale, thresholds = scale_of(read_preferences(preferences / TRAIN))
     encoded = [
-        fitting_ids(scorer.tokenizer, chat, scorer.max_tokens) or []
+        fitting_ids(scorer.tokenizer, chat, scorer.max_tokens)
         for row in rows
         for chat in conversations(row)
     ]
+    sides = 1 if scale else 2
+    parts = [encoded[at : at + sides] for at in range(0, len(encoded), sides)]
+    kept = [n for n, part in enumerate(parts) if all(part)]
+    if len(kept) < len(rows):
+        say(
+            f"reward: {len(rows) - len(kept)} of {len(rows)} of {HELDOUT} are longer than the "
+            f"{scorer.max_tokens} tokens that the model reads, and not judged"
+        )
+    readable = [ids for n in kept for ids in parts[n] if ids]
+    tokens = [len(ids) for ids in readable]
     if scale:
-        ratings = scale.levels([row["rating"] for row in rows])
-        readable = [place for place, ids in enumerate(encoded) if ids]
-        order = np.random.default_rng(0).permutation(readable).tolist()
-        pairs = pairs_of(ratings, order)
-        by_length = sorted(readable, key=lambda place: len(encoded[place]))
-        candidates = pairs_of(ratings, by_length)
+        ratings = scale.levels([rows[n]["rating"] for n in kept])
+        pairs = pairs_of(ratings, np.random.default_rng(0).permutation(len(kept)).tolist())
+        candidates = pairs_of(ratings, sorted(range(len(kept)), key=tokens.__getitem__))
         kinds = [""] * len(pairs)
     else:
-        places = [n for n in range(len(rows)) if encoded[2 * n] and encoded[2 * n + 1]]
-        candidates = pairs = [(2 * n, 2 * n + 1) for n in places]
-        kinds = [str(rows[n].get("why", "")) for n in places]
-    scores = scorer.scores_of_ids([ids or [0] for ids in encoded])
-    tokens = [len(ids) for ids in encoded]
+        candidates = pairs = [(2 * at, 2 * at + 1) for at in range(len(kept))]
+        kinds = [str(rows[n].get("why", "")) for n in kept]
+    scores = scorer.scores_of_ids(readable)
     better, worse = torch.tensor(scores)[torch.tensor(pairs, dtype=torch.int64).view(-1, 2)].T
     shares = preference_share(better, worse, thresholds).tolist()
     alike = [(a, b) for a, b in candidates if _about_as_long(tokens[a], tokens[b])]

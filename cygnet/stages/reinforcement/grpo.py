@@ -21,10 +21,9 @@ from torch import Tensor
 
 from cygnet.errors import UserError
 from cygnet.model.transformer import Transformer
+from cygnet.stages.packed import label_documents, label_log_probs
 from cygnet.stages.reinforcement.episode_rows import (
     EpisodeRows,
-    label_documents,
-    label_log_probs,
     score_rows,
 )
 from cygnet.stages.reinforcement.groups import (

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,9 +22,8 @@ from cygnet.config import TrainConfig
 from cygnet.errors import UserError
 from cygnet.export.huggingface import WEIGHTS_FILE, find_model, load_scorer
 from cygnet.files import digest_of, sha256_file
-from cygnet.generate.scorer import Scorer
 from cygnet.model.lora import NO_LORA, LoraConfig
-from cygnet.model.scoring import ScoringTransformer
+from cygnet.model.scoring import ScoringTransformer, as_scoring
 from cygnet.model.transformer import Transformer
 from cygnet.stages.launch import load_start, train_and_save
 from cygnet.stages.pretrain import check_context
@@ -45,6 +44,7 @@ from cygnet.stages.reinforcement.ppo_rollout import (
     described,
     own_tokens,
     packed_answers,
+    scores_of,
 )
 from cygnet.stages.reinforcement.prompts import Split, with_room
 from cygnet.stages.reinforcement.rollout import Roller, RolloutConfig
@@ -231,11 +231,12 @@ class PpoStage:
         if not self.heldout_prompts:
             return {}
         figures = described(self._answers(policy, self.heldout_prompts, HELDOUT_ROLLOUT))
-        return {f"heldout_{name}": value for name, value in figures.items()}
+        found = {name: value for name, value in figures.items() if not math.isnan(value)}
+        return {f"heldout_{name}": value for name, value in found.items()}
 
     def _answers(self, policy: Policy, rows: Sequence[Row], rollout: int) -> list[Answer]:
         seeds = [answer_seed(self.seed, rollout, at) for at in range(len(rows))]
-        return self.answerer.answers(_scoring(policy()), rows, seeds)
+        return self.answerer.answers(as_scoring(policy()), rows, seeds)
 
     def _is_used_up(self, number: int, policy: Policy) -> bool:
         done = number - self.progress.first_step
@@ -244,7 +245,7 @@ class PpoStage:
         if self.config.stop_kl is None or done == 0:
             return False
         rows = self.batch(number)
-        log_probs = self.answerer.measured(_scoring(policy()), rows)[0]
+        log_probs = self.answerer.measured(as_scoring(policy()), rows)[0]
         moved = k3_kl(rows.old_log_probs, log_probs)[rows.labels != IGNORE]
         # The same decision in every process, whatever each has rounded.
         return largest(float(moved.mean())) > self.config.stop_kl
@@ -280,7 +281,7 @@ class PpoStage:
         assert isinstance(rows, PpoBatch)
         config, answerer = self.config, self.answerer
         log_probs, entropy, values = own_tokens(
-            _scoring(model), rows, answerer.vocab_size, answerer.temperature,
+            as_scoring(model), rows, answerer.vocab_size, answerer.temperature,
             entropy_gradient=config.entropy_coef > 0,
         )  # fmt: skip
         old_log_probs, old_values, advantages, returns = rows.at_labels()
@@ -343,6 +344,11 @@ def _check_rewards(answers: Sequence[Answer], step: int) -> None:
     Raises:
         RunStopped: names an answer; in every process alike.
     """
+    if not any(answer.is_read for answer in answers):
+        raise RunStopped(
+            f"step {step}: all answers are too long for the reward model: lower --max_new_tokens, "
+            "or train it again with a larger --max_seq_len"
+        )
     broken = [answer for answer in answers if not math.isfinite(answer.reward)]
     if broken:
         raise RunStopped(
@@ -350,10 +356,6 @@ def _check_rewards(answers: Sequence[Answer], step: int) -> None:
             f"finite number ({broken[0].reward} for {broken[0].episode.answer[:40]!r}); train it "
             "again"
         )
-
-
-def _scoring(model: Transformer) -> ScoringTransformer:
-    return cast(ScoringTransformer, model)  # a pipeline's process has something that acts as one
 
 
 def ppo(
@@ -415,7 +417,7 @@ def ppo(
             for rows, what in zip(prompts, ("prompts", "held-out prompts"), strict=True)
         )
         scorers = {
-            name: Scorer.load(folder, hardware.device).scores
+            name: scores_of(folder, name, config.max_seq_len, hardware.device)
             for name, folder in scored_by.items()
             if folder
         }
@@ -427,7 +429,7 @@ def ppo(
 
     return train_and_save(
         "ppo", model, tokenizer, stage, config, run, inputs, renew, lora=lora, start=start,
-        final=lambda trained: _scoring(trained).without_score(),
+        final=lambda trained: as_scoring(trained).without_score(),
     )  # fmt: skip
 
 

@@ -10,8 +10,10 @@ Shapes: B rows, T positions, M the model's own tokens of all rows, A those of on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, ClassVar
 
@@ -19,11 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from cygnet.generate.scorer import Scorer
 from cygnet.model.lora import merged
-from cygnet.model.loss import chunked_entropy, chunked_log_probs
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
-from cygnet.stages.reinforcement.episode_rows import SCORED_ROWS, EpisodeRows, at_labels, score_rows
+from cygnet.progress import say
+from cygnet.stages.packed import at_labels, label_scores
+from cygnet.stages.reinforcement.episode_rows import SCORED_ROWS, EpisodeRows, score_rows
 from cygnet.stages.reinforcement.ppo_losses import generalized_advantages, token_rewards, whitened
 from cygnet.stages.reinforcement.rollout import Episode, Roller
 from cygnet.text.forms import repetition_rate
@@ -31,8 +35,8 @@ from cygnet.text.loader import IGNORE, Batch
 from cygnet.train.parallel.group import gather, world
 
 Row = Mapping[str, Any]
-Scores = Callable[[Sequence[Any]], Sequence[float]]
-"""Conversations to one number each."""
+Scores = Callable[[Sequence[Any]], Sequence[float | None]]
+"""Conversations to one number each; none for one that is too long to be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +78,11 @@ class Answer:
     reference: list[float]
     """Log-probabilities under the reference."""
     reward: float
-    """What the reward model gives."""
+    """What the reward model gives; of what it cannot read the least that it gives others."""
     judge_reward: float | None
-    """What the second reward model gives, from which nothing is learnt."""
+    """What the second reward model gives, from which nothing is learnt; none if it cannot."""
+    is_read: bool = True
+    """Whether the reward model could read all of it."""
 
     @property
     def kl(self) -> float:
@@ -117,7 +123,7 @@ class Answerer:
         answers: list[Any] = [None] * len(rows)
         for rank, part in enumerate(gather(self._own(policy, rows[mine], seeds[mine]))):
             answers[rank :: place.size] = part
-        return answers
+        return _with_least(answers)
 
     def _own(
         self, policy: ScoringTransformer, rows: Sequence[Row], seeds: Sequence[int]
@@ -132,7 +138,10 @@ class Answerer:
         of_policy = self.measured(policy, packed.rows)
         of_reference = score_rows(self.reference, packed.rows, self.vocab_size, self.temperature)
         columns = [packed.per_episode(values) for values in (*of_policy, of_reference)]
-        return [Answer(*known) for known in zip(episodes, *columns, rewards, judged, strict=True)]
+        known = [math.nan if reward is None else reward for reward in rewards]
+        is_read = [reward is not None for reward in rewards]
+        rows_of = zip(episodes, *columns, known, judged, is_read, strict=True)
+        return [Answer(*of_answer) for of_answer in rows_of]
 
     def measured(self, policy: ScoringTransformer, rows: Batch) -> list[Tensor]:
         """Return log-probability, entropy and value at every label, (B, T) each, on the CPU."""
@@ -141,6 +150,27 @@ class Answerer:
             part = rows.rows(start, start + SCORED_ROWS).to(device)
             parts.append(own_tokens(policy, part, self.vocab_size, self.temperature))
         return [at_labels(rows, torch.cat(column).cpu()) for column in zip(*parts, strict=True)]
+
+
+def scores_of(folder: Path, name: str, seq_len: int, device: torch.device) -> Scores:
+    """Load a reward model, and say if it reads less than an answer with its prompt may have."""
+    scorer = Scorer.load(folder, device)
+    if scorer.max_tokens < seq_len:
+        say(
+            f"ppo: the {name} model {folder} reads {scorer.max_tokens} tokens and max_seq_len is "
+            f"{seq_len}: longer answers count as its worst (`unread` in the log); lower "
+            "--max_seq_len or --max_new_tokens"
+        )
+    return scorer.scores_of_readable
+
+
+def _with_least(answers: Sequence[Answer]) -> list[Answer]:
+    """Give answers that are too long for the reward model the least of what the others get.
+
+    Where it can read none of them there is no number to give.
+    """
+    least = min((answer.reward for answer in answers if answer.is_read), default=math.nan)
+    return [answer if answer.is_read else replace(answer, reward=least) for answer in answers]
 
 
 def own_tokens(
@@ -155,20 +185,12 @@ def own_tokens(
     Args:
         model: the policy.
         rows: on the model's device.
-        vocab_size, temperature: see `cygnet.stages.reinforcement.episode_rows.label_scores`.
-        entropy_gradient: the entropy is to have a gradient too.
+        vocab_size, temperature, entropy_gradient: see `cygnet.stages.packed.label_scores`.
     """
-    hidden_BTD = model(rows.tokens, rows.positions, rows.document_ids)
-    counted = rows.labels != IGNORE
-    hidden_MD = hidden_BTD[counted]
-
-    def logits(hidden: Tensor) -> Tensor:
-        return model.logits(hidden)[:, :vocab_size]
-
-    log_probs_M = chunked_log_probs(logits, hidden_MD, rows.labels[counted], temperature)
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy_M = chunked_entropy(logits, hidden_MD, temperature)
-    return log_probs_M, entropy_M, model.scores(hidden_BTD)[counted]
+    log_probs_M, entropy_M, hidden = label_scores(
+        model, rows, vocab_size, temperature, entropy_gradient
+    )
+    return log_probs_M, entropy_M, model.scores(hidden)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +252,7 @@ def described(answers: Sequence[Answer]) -> dict[str, float]:
         "answer_entropy": fmean(value for answer in answers for value in answer.entropy),
         "answer_tokens": fmean(answer.episode.num_own for answer in answers),
         "repetition": fmean(repetition_rate(answer.episode.answer) for answer in answers),
+        "unread": fmean(not answer.is_read for answer in answers),
         "ended": fmean(not answer.episode.truncated for answer in answers),
         "sampling_mismatch": fmean(
             abs(own - drawn)

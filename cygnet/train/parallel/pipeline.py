@@ -129,7 +129,10 @@ class Pipeline(Single):
         )
         at_an_end = self.stretch.is_first or self.stretch.is_last
         if self.ends_group is not None and self.model.config.tie_embeddings and at_an_end:
-            sum_gradients([self.model.model.embed_tokens.weight], self.ends_group)
+            embedding = self.model.model.embed_tokens.weight
+            if embedding.grad is None:  # a loss of scores has no use for it at the last end
+                embedding.grad = torch.zeros_like(embedding)
+            sum_gradients([embedding], self.ends_group)
         sum_gradients(list(self.model.parameters()), self.data_group)
         names = next(iter(found.values()), {})
         return {name: torch.stack([sums[name] for sums in found.values()]).sum() for name in names}

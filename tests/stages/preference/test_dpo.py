@@ -207,3 +207,24 @@ def test_each_loss_gets_the_sums_or_means_that_it_is_of(name: str, tokenizer: To
     if name in ("dpo", "dpo-length", "ipo"):
         reward = metrics["chosen_reward"] - metrics["rejected_reward"]
         torch.testing.assert_close(reward, margin.sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_outputs_that_are_no_tokens_change_nothing(tokenizer: Tokenizer) -> None:
+    """A model may have a padded vocabulary."""
+    size = tokenizer.vocab_size
+    model = random_model(replace(SMALL, vocab_size=size + 40))
+    rows = PairRows(pairs(4), tokenizer, CONFIG.max_seq_len).rows
+    found, _ = answer_log_probs(model, rows, size)
+    with torch.no_grad():
+        model.output_weight[size:] = 0
+        model.output_weight[size:, 0] = 50
+    torch.testing.assert_close(answer_log_probs(model, rows, size)[0], found)
+    assert not torch.allclose(answer_log_probs(model, rows)[0], found)
+    stage_of_all = stage(tokenizer)
+    stage_of_all.vocab_size = size
+    _, metrics = stage_of_all.loss(model, stage_of_all.batch(0))
+    with torch.no_grad():
+        model.output_weight[size:] = 0
+    torch.testing.assert_close(
+        stage_of_all.loss(model, stage_of_all.batch(0))[1]["margin"], metrics["margin"]
+    )

@@ -16,6 +16,7 @@ from cygnet.stages.preference.answer_rows import answer_log_probs, encode_answer
 from cygnet.stages.preference.dpo import DpoConfig, KtoStage
 from cygnet.stages.preference.kto import LabelledRows, as_answers, labelled_batch, mismatches
 from cygnet.text.tokenizer import Tokenizer
+from cygnet.train.engine import _Window
 from cygnet.train.stage import OnlineStage, WatchedStage
 from tests.models import random_model
 
@@ -148,13 +149,20 @@ def test_parts_of_a_batch_sum_to_the_batch(stage: KtoStage) -> None:
         torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-3)
 
 
-def test_a_batch_without_wanted_answers_has_no_numbers_for_them(stage: KtoStage) -> None:
+def test_a_batch_without_wanted_answers_logs_no_numbers_for_them(stage: KtoStage) -> None:
     rows = dataclasses.replace(
         stage.train, desirable=stage.train.desirable * 0, share=stage.train.share * 0
     )
     loss, metrics = stage.loss(random_model(), rows)
-    assert math.isfinite(float(loss)) and math.isnan(float(metrics["chosen_reward"]))
+    assert math.isfinite(float(loss))
     assert math.isfinite(float(metrics["rejected_reward"]))
+    window = _Window()
+    window.add(rows, {name: float(value) for name, value in metrics.items()})
+    assert "chosen_reward" not in window.means()
+    _, metrics = stage.loss(random_model(), stage.train)
+    window.add(rows, {name: float(value) for name, value in metrics.items()})
+    assert window.means()["chosen_reward"] == float(metrics["chosen_reward"])
+    assert all(math.isfinite(value) for value in window.means().values())
 
 
 def test_heldout_answers_have_a_baseline_of_their_own(stage: KtoStage) -> None:

@@ -224,6 +224,7 @@ def test_settings_that_a_loss_does_not_have_are_refused(wrong: dict[str, Any]) -
 
 def test_what_is_left_open_becomes_what_is_usual_for_the_loss() -> None:
     found = DpoConfig(loss="cdpo", beta=0.3).resolved()
-    assert (found.beta, found.label_smoothing, found.sft_weight) == (0.3, 0.1, 1.0)
+    assert (found.beta, found.label_smoothing, found.sft_weight) == (0.3, 0.1, 0.0)
     assert DpoConfig(loss="simpo").resolved().beta == 2.0
-    assert DpoConfig().resolved() == DpoConfig(beta=0.1, label_smoothing=0.0, sft_weight=1.0)
+    assert DpoConfig().resolved() == DpoConfig(beta=0.1, label_smoothing=0.0, sft_weight=0.0)
+    assert DpoConfig(loss="orpo").resolved().sft_weight == 1.0

@@ -243,3 +243,25 @@ def test_a_score_is_read_in_float32(tokenizer: Tokenizer) -> None:
     scores = document_scores(model, stage.train)
     assert scores.dtype == torch.float32
     assert not torch.equal(scores, scores.bfloat16().float())
+
+
+@pytest.mark.parametrize(("make", "share"), [(pairs, 0.5), (ratings, 0.1)])
+def test_what_is_too_long_to_be_read_is_not_judged(
+    make: Any,
+    share: float,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, make(60))))
+    data = take_preferences([str(tmp_path / "mine.jsonl")], tmp_path / "data", 0.5)
+    scorer = Scorer(scorer_around(random_model()), tokenizer)
+    whole = compare_heldout(scorer, data)
+    assert "not judged" not in capsys.readouterr().err
+    most = sorted(whole.tokens)[int(share * len(whole.tokens))]
+    short = Scorer(scorer_around(random_model()), tokenizer, most)
+    found = compare_heldout(short, data)
+    assert "and not judged" in capsys.readouterr().err
+    assert 0 < len(found.tokens) == len(found.scores) < len(whole.tokens)
+    assert min(found.tokens) > 0
+    assert all(0 <= place < len(found.scores) for pair in found.pairs for place in pair)

@@ -380,3 +380,27 @@ def test_rows_that_fill_a_batch_up_change_nothing(tokenizer: Tokenizer) -> None:
         assert (filled.labels[-2:] == IGNORE).all()
         assert float(stage.loss(policy, filled)[0]) == pytest.approx(float(loss), rel=1e-5)
         assert float(stage.loss(policy, filled.rows(len(batch.tokens), 99))[0]) == 0
+
+
+def test_an_answer_that_is_too_long_to_be_read_counts_as_the_worst(tokenizer: Tokenizer) -> None:
+    def reads_all_but_one(conversations: Sequence[Any]) -> list[float | None]:
+        return [None, *(2.0 + at for at in range(1, len(conversations)))]
+
+    answers, figures = collected(make_stage(tokenizer, reward=reads_all_but_one), policy_of())
+    assert [answer.is_read for answer in answers] == [False] + [True] * 11
+    assert answers[0].reward == 3.0
+    assert figures["unread"] == pytest.approx(1 / 12)
+
+    def reads_none(conversations: Sequence[Any]) -> list[float | None]:
+        return [None] * len(conversations)
+
+    stage = make_stage(tokenizer, reward=reads_none)
+    with torch.no_grad(), pytest.raises(RunStopped, match="too long for the reward model"):
+        stage.collect(0, policy_of)
+
+
+def test_values_are_computed_in_float32() -> None:
+    policy = policy_of()
+    hidden = torch.randn(50, policy.config.hidden_size).bfloat16()
+    exact = hidden.float() @ policy.score.weight[0]
+    torch.testing.assert_close(policy.scores(hidden), exact, rtol=1e-5, atol=1e-5)

@@ -9,7 +9,8 @@ import torch
 
 from cygnet.errors import UserError
 from cygnet.model.transformer import Transformer
-from cygnet.stages.reinforcement.episode_rows import EpisodeRows, label_scores, score_rows
+from cygnet.stages.packed import label_scores
+from cygnet.stages.reinforcement.episode_rows import EpisodeRows, score_rows
 from cygnet.stages.reinforcement.rollout import Episode, Roller, RolloutConfig
 from cygnet.text.loader import IGNORE
 from cygnet.text.tokenizer import Tokenizer, train_tokenizer
@@ -65,7 +66,7 @@ def test_log_probabilities_are_those_of_the_whole_episode_read_at_once(
     torch.testing.assert_close(
         log_probs, packed.lay([episode.log_probs for episode in episodes]), rtol=0, atol=1e-4
     )
-    labelled, entropy = label_scores(model, packed.rows, words.vocab_size, temperature)
+    labelled, entropy, _ = label_scores(model, packed.rows, words.vocab_size, temperature)
     torch.testing.assert_close(packed.at_labels(labelled.detach()), log_probs)
     # What was drawn is on the average as surprising as its distributions say.
     assert float(entropy.mean()) == pytest.approx(-float(labelled.mean()), abs=0.1)

@@ -21,10 +21,10 @@ from cygnet.model.transformer import Transformer
 from cygnet.stages.distillation.distill import DistillConfig, DistillStage
 from cygnet.stages.distillation.on_policy import OnPolicyStage
 from cygnet.stages.next_token import NextTokenStage
+from cygnet.stages.packed import lay_out
 from cygnet.stages.preference.answer_rows import (
     AnswerBatch,
     answer_log_probs,
-    lay_out,
     with_reference,
 )
 from cygnet.stages.preference.dpo import DpoConfig, DpoStage, KtoStage
