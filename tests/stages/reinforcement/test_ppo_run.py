@@ -126,5 +126,5 @@ def test_what_cannot_be_is_refused(command: PpoCommand, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no prompt leaves room"):
         ppo_command(replace(command, train=replace(TRAIN, max_seq_len=12)))
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "soup"}\n{"question": "water"}\n')
-    with pytest.raises(UserError, match="prompts.jsonl:2"):
+    with pytest.raises(UserError, match=r"prompts\.jsonl:2"):
         ppo_command(command)
