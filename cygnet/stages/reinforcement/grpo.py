@@ -401,9 +401,8 @@ class GrpoStage:
     def state(self) -> dict[str, Tensor]:
         """Return how far prompts were used, what was seen, and batches that are left."""
         state = {
-            "place": torch.tensor([self.first, self.cursor]),
+            "place": torch.tensor([self.first, self.cursor, self.num_failures]),
             "warnings": self.warnings.state(),
-            "num_failures": torch.tensor(self.num_failures),
         }
         for at, batch in enumerate(self.batches):
             for field in fields(batch):
@@ -415,9 +414,8 @@ class GrpoStage:
         self._begin()
         if not state:
             return
-        self.first, self.cursor = (int(value) for value in state["place"])
+        self.first, self.cursor, self.num_failures = (int(value) for value in state["place"])
         self.warnings.load_state(state["warnings"])
-        self.num_failures = int(state["num_failures"])
         while f"{len(self.batches)}.tokens" in state:
             at = len(self.batches)
             found = (state[f"{at}.{field.name}"] for field in fields(GrpoBatch))

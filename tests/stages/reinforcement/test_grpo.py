@@ -177,6 +177,9 @@ def test_answers_that_cannot_be_judged_are_dropped_and_too_many_stop_the_run(
     made = stage(tokenizer, moody)
     told = made.collect(0, lambda: model)
     assert 0 < told["dropped_answers"] < 12
+    resumed = stage(tokenizer, moody)
+    resumed.load_state(made.state())
+    assert resumed.num_failures == made.num_failures == told["dropped_answers"]
     strict = stage(tokenizer, moody, max_reward_failures=1)
     with pytest.raises(RunStopped, match=r"answers could not be judged, 1 are allowed"):
         strict.collect(0, lambda: model)
