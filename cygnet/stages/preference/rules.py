@@ -67,7 +67,8 @@ def length_ratio(metrics: Metrics) -> float:
 def _swapped(config: DpoConfig) -> Rule:
     """Return the rule for a model that learns the opposite."""
     # How many of kto's answers are wanted decides its accuracy as much as the model does.
-    metric, low, value = "accuracy", 0.4, "{value:.0%} accuracy"
+    metric: str | Callable[[Metrics], float] = _accuracy
+    low, value = 0.4, "{value:.0%} accuracy"
     if config.loss == "kto":
         metric, low, value = "margin", -0.1, "margin {value:.2f}"
     return Rule(
@@ -75,6 +76,11 @@ def _swapped(config: DpoConfig) -> Rule:
         sentence=f"the model prefers the rejected answer ({value}) and has done so for {{steps}} "
         "steps: look whether chosen and rejected are swapped, or lower --learning_rate",
     )  # fmt: skip
+
+
+def _accuracy(metrics: Metrics) -> float:
+    """Return the accuracy; a half where the margins are so near zero that it is rounding alone."""
+    return metrics["accuracy"] if abs(metrics["margin"]) > NO_SIGNAL else 0.5
 
 
 def _signal(config: DpoConfig, equal_share: float) -> Rule:
