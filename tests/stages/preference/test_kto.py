@@ -16,8 +16,8 @@ from cygnet.stages.preference.answer_rows import answer_log_probs, encode_answer
 from cygnet.stages.preference.dpo import DpoConfig, KtoStage
 from cygnet.stages.preference.kto import LabelledRows, as_answers, labelled_batch, mismatches
 from cygnet.text.tokenizer import Tokenizer
-from cygnet.train.engine import _Window
 from cygnet.train.stage import OnlineStage, WatchedStage
+from cygnet.train.window import Window
 from tests.models import random_model
 
 SEQ_LEN = 256
@@ -156,7 +156,7 @@ def test_a_batch_without_wanted_answers_logs_no_numbers_for_them(stage: KtoStage
     loss, metrics = stage.loss(random_model(), rows)
     assert math.isfinite(float(loss))
     assert math.isfinite(float(metrics["rejected_reward"]))
-    window = _Window()
+    window = Window()
     window.add(rows, {name: float(value) for name, value in metrics.items()})
     assert "chosen_reward" not in window.means()
     _, metrics = stage.loss(random_model(), stage.train)
