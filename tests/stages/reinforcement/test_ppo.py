@@ -14,7 +14,7 @@ from cygnet.config import TrainConfig
 from cygnet.errors import UserError
 from cygnet.model.scoring import ScoringTransformer
 from cygnet.model.transformer import Transformer
-from cygnet.stages.reinforcement.episode_rows import EpisodeRows
+from cygnet.stages.reinforcement.episode_rows import SCORED_ROWS, EpisodeRows
 from cygnet.stages.reinforcement.ppo import PpoConfig, PpoStage
 from cygnet.stages.reinforcement.ppo_rollout import Answer, Answerer, own_tokens
 from cygnet.stages.reinforcement.rollout import Roller, RolloutConfig
@@ -23,6 +23,7 @@ from cygnet.text.loader import IGNORE
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.guards import RunStopped
 from tests.models import random_model
+from tests.stages.reinforcement.test_grpo import adapted
 
 SEQ_LEN = 96
 PROMPTS = [{"prompt": f"{word} {at}"} for at, word in enumerate("soup water salt 白日".split() * 4)]
@@ -131,6 +132,20 @@ def test_every_token_is_told_its_own_numbers(tokenizer: Tokenizer) -> None:
         (batch.returns, returns),
     ):
         torch.testing.assert_close(found, packed.lay(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapted_policy_is_compared_with_what_trains(tokenizer: Tokenizer) -> None:
+    """In bf16 the merged model, which answers, gives other log-probabilities and values."""
+    policy = policy_of()
+    policy.compute_dtype = torch.bfloat16
+    stage = make_stage(tokenizer)
+    with torch.no_grad():
+        told = stage.collect(0, adapted(policy, {}).whole)
+    assert stage.rows is not None and len(stage.rows.tokens) <= SCORED_ROWS
+    log_probs, _, values = own_tokens(policy, stage.rows, tokenizer.vocab_size, 1.0)
+    old_log_probs, old_values, *_ = stage.rows.at_labels()
+    assert torch.equal(log_probs, old_log_probs) and torch.equal(values, old_values)
+    assert told["sampling_mismatch"] > 0
 
 
 def test_the_first_step_of_a_rollout_follows_the_policy_gradient(tokenizer: Tokenizer) -> None:

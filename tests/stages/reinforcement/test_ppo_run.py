@@ -123,6 +123,8 @@ def test_what_cannot_be_is_refused(command: PpoCommand, tmp_path: Path) -> None:
         ppo_command(replace(command, reward_model=None))
     with pytest.raises(UserError, match="reward model is wanted"):
         ppo_command(replace(command, reward_model=command.from_))
+    with pytest.raises(UserError, match=r"--lora_dropout 0.1: ppo compares"):
+        ppo_command(replace(command, lora=LoraConfig(lora=True, lora_dropout=0.1)))
     with pytest.raises(UserError, match="no prompt leaves room"):
         ppo_command(replace(command, train=replace(TRAIN, max_seq_len=12)))
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "soup"}\n{"question": "water"}\n')
