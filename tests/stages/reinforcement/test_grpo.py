@@ -97,7 +97,7 @@ def test_an_adapted_model_is_the_policy_that_it_is_compared_with(
     batch = made.batch(0)
     _, metrics = made.loss(model, batch)
     assert batch.advantages.any()
-    assert metrics["clipped"] == 0 and metrics["old_kl"] == 0
+    assert metrics["clipped"] == 0 and metrics["step_kl"] == 0
     assert told["mismatch"] > 0  # the merged model, which answers, is told apart
 
 
