@@ -40,7 +40,7 @@ class Watched(Engine):
             self.stalls_s.append(time.perf_counter() - before)
         return super()._update(batch, scale)
 
-    def _save(self) -> None:
+    def _save(self, kept: bool = False) -> None:
         """Leave out the checkpoint of the last step."""
 
 

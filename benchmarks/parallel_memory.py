@@ -118,7 +118,7 @@ class Watched(Engine):
         for name, size in now.items():
             self.held[name] = max(self.held[name], size)
 
-    def _save(self) -> None:
+    def _save(self, kept: bool = False) -> None:
         """Leave out the checkpoint of the last step, which is copied whole."""
 
 

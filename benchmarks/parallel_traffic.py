@@ -54,7 +54,7 @@ class Counted(Engine):
         self.readings.append(bytes_sent())
         gather(None)
 
-    def _save(self) -> None:
+    def _save(self, kept: bool = False) -> None:
         """Leave out the checkpoint of the last step."""
 
 
