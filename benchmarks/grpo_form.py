@@ -99,7 +99,11 @@ def plot(runs: list[Path], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        epilog="further flags are those of `cygnet grpo`",
+        allow_abbrev=False,
+    )
     parser.add_argument("run", type=Path, help="a run with `sft` and `instructions`")
     parser.add_argument("--out", type=Path, default=Path("runs/grpo_form"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -108,8 +112,7 @@ def main() -> None:
     parser.add_argument("--reward", default=f"{Path(__file__).parent / 'form_reward.py'}:form_kept")
     parser.add_argument("--poems", type=int, default=192)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("flags", nargs="*", help="further flags of `cygnet grpo`, behind --")
-    options = parser.parse_args()
+    options, options.flags = parser.parse_known_args()
     start, instructions = options.run / "sft", options.run / "instructions"
     print(f"sft: form accuracy {accuracy(start, instructions, options.poems):.3f}", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -97,6 +97,7 @@ def one_seed(
         learnt = grpo(
             (list(read_jsonl(tasks / "prompts.jsonl")), heldout), judge, tuned, out / "grpo",
             TrainConfig(steps=arguments.steps, learning_rate=arguments.learning_rate, seed=seed,
+                        embedding_learning_rate=arguments.learning_rate / 10,
                         batch_tokens=arguments.max_seq_len * 8,
                         max_seq_len=arguments.max_seq_len, compile="off"),
             GrpoConfig(loss=arguments.loss, prompts_per_step=arguments.prompts,
@@ -124,7 +125,7 @@ def main() -> None:
     parser.add_argument("--sft_learning_rate", type=float, default=5e-3)
     parser.add_argument("--max_seq_len", type=int, default=128)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--group_size", type=int, default=8)
     parser.add_argument("--max_new_tokens", type=int, default=40)

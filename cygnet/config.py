@@ -258,6 +258,36 @@ class TrainConfig:
         """Rows of max_seq_len tokens in one optimizer step."""
         return self.batch_tokens // self.max_seq_len
 
+    def refuse_tokens(self, stage: str) -> None:
+        """Refuse a length in tokens where a step learns from answers that are not yet given.
+
+        Raises:
+            UserError: the length is given in tokens.
+        """
+        if self.tokens is not None:
+            raise UserError(
+                f"--tokens {self.tokens}: how many tokens a step of {stage} learns from is known "
+                "when the model has answered; give --steps, --epochs or --minutes"
+            )
+
+
+TRAINING: dict[str, TrainConfig] = {
+    "pretrain": TrainConfig(),
+    "distill": TrainConfig(epochs=1),
+    "sft": TrainConfig(epochs=2, learning_rate=1e-3),
+    "dpo": TrainConfig(epochs=1, learning_rate=2e-4),
+    "reward": TrainConfig(epochs=1, learning_rate=2e-3),
+    "ppo": TrainConfig(epochs=1, learning_rate=1e-4, schedule="constant", eval_every=40),
+    "grpo": TrainConfig(
+        steps=40,
+        learning_rate=2e-3,
+        embedding_learning_rate=2e-4,
+        max_seq_len=256,
+        batch_tokens=4096,
+    ),
+}
+"""What each stage trains with where nothing is said, as a command and in a recipe."""
+
 
 def stages_of_run(run: Path) -> tuple[str, ...]:
     """Return the stages of a whole run that make language models, in the order it took them."""

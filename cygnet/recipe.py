@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from cygnet.commands.reward import measure
-from cygnet.config import ModelConfig, TrainConfig, as_yaml, stages_of_run
+from cygnet.config import TRAINING, ModelConfig, TrainConfig, as_yaml, stages_of_run
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.corpus.pipeline import DataConfig, prepare
 from cygnet.errors import UserError
@@ -64,24 +64,24 @@ class RunCommand:
     """What follows pretraining, in this order; each has a section of settings."""
     corpus: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
-    pretrain: TrainConfig = TrainConfig()
+    pretrain: TrainConfig = TRAINING["pretrain"]
     instructions: InstructionConfig = InstructionConfig()
-    sft: TrainConfig = TrainConfig()
+    sft: TrainConfig = TRAINING["sft"]
     pairs: PairConfig = PairConfig()
     preference: DpoConfig = DpoConfig()
-    dpo: TrainConfig = TrainConfig()
+    dpo: TrainConfig = TRAINING["dpo"]
     teacher: Annotated[Path | None, tyro.conf.arg(metavar="RUN_OR_MODEL")] = None
     """Of distill: a model with the same tokenizer."""
     distillation: DistillConfig = DistillConfig()
-    distill: TrainConfig = TrainConfig()
+    distill: TrainConfig = TRAINING["distill"]
     judging: RewardConfig = RewardConfig()
-    reward: TrainConfig = TrainConfig(epochs=1, learning_rate=2e-3)
+    reward: TrainConfig = TRAINING["reward"]
     rlhf: PpoConfig = PpoConfig()
-    ppo: TrainConfig = TrainConfig(epochs=1, learning_rate=1e-4, schedule="constant")
+    ppo: TrainConfig = TRAINING["ppo"]
     rewards: tuple[str, ...] = tuple(CHECKED.values())
     """What grpo's answers earn for, of rewards that can check an instruction (`cygnet grpo`)."""
     reinforcement: GrpoConfig = GrpoConfig()
-    grpo: TrainConfig = TrainConfig(steps=40, learning_rate=2e-3, embedding_learning_rate=2e-4)
+    grpo: TrainConfig = TRAINING["grpo"]
     eval: EvalConfig = EvalConfig()
 
 
@@ -229,14 +229,26 @@ class _Way:
             keep_aside(self.run / stage)
 
 
+METHOD_OF = {
+    "distill": "distillation", "dpo": "preference", "reward": "judging", "ppo": "rlhf",
+    "grpo": "reinforcement",
+}  # fmt: skip
+"""The section of settings that a stage has beside that of its training."""
+
+
 @contextmanager
 def _flags_of(stage: str) -> Iterator[None]:
     """Let errors name a stage's flags as a whole run spells them: --device as --sft.device."""
+    defaults = {field.name: field.default for field in dataclasses.fields(RunCommand)}
+    sections = [stage, *([METHOD_OF[stage]] if stage in METHOD_OF else [])]
     try:
         yield
     except UserError as error:
-        names = "|".join(field.name for field in dataclasses.fields(TrainConfig))
-        error.args = (re.sub(rf"--({names})\b", rf"--{stage}.\1", str(error)),)
+        told = str(error)
+        for section in sections:
+            names = "|".join(vars(defaults[section]))
+            told = re.sub(rf"--({names})\b", rf"--{section}.\1", told)
+        error.args = (told,)
         raise
 
 

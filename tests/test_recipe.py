@@ -231,6 +231,11 @@ def test_errors_name_the_flags_of_a_whole_run(tmp_path: Path) -> None:
         choose_device("cuda:99")
     with pytest.raises(UserError, match="give another --out"), recipe._flags_of("sft"):
         raise UserError("give another --out")
+    with (
+        pytest.raises(UserError, match=r"--grpo\.steps, not --reinforcement\.max_turns$"),
+        recipe._flags_of("grpo"),
+    ):
+        raise UserError("--steps, not --max_turns")
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "run"])

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from cygnet.config import ModelConfig, TrainConfig
+from cygnet.config import TRAINING, ModelConfig
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.errors import UserError
 from cygnet.export.huggingface import find_model
@@ -59,7 +59,7 @@ class DistillCommand:
     answers: AnswersConfig = AnswersConfig()
     method: Annotated[DistillConfig, tyro.conf.arg(name="")] = DistillConfig()
     lora: Lora = LoraConfig()
-    distill: Train = TrainConfig(epochs=1)
+    distill: Train = TRAINING["distill"]
 
 
 def distill_command(config: DistillCommand) -> None:

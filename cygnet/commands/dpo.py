@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from cygnet.config import TrainConfig
+from cygnet.config import TRAINING
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.export.huggingface import find_model
 from cygnet.model.lora import LoraConfig
@@ -34,7 +34,7 @@ class DpoCommand:
     pairs: PairConfig = PairConfig()
     preference: Annotated[DpoConfig, tyro.conf.arg(name="")] = DpoConfig()
     lora: Lora = LoraConfig()
-    dpo: Train = TrainConfig(epochs=1, learning_rate=2e-4)
+    dpo: Train = TRAINING["dpo"]
 
 
 def dpo_command(config: DpoCommand) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from cygnet.config import TrainConfig
+from cygnet.config import TRAINING
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.export.huggingface import find_model
 from cygnet.model.lora import LoraConfig
@@ -49,13 +49,7 @@ class GrpoCommand:
     instructions: InstructionConfig = InstructionConfig()
     method: Annotated[GrpoConfig, tyro.conf.arg(name="")] = GrpoConfig()
     lora: Lora = LoraConfig()
-    grpo: Train = TrainConfig(
-        steps=40,
-        learning_rate=2e-3,
-        embedding_learning_rate=2e-4,
-        max_seq_len=256,
-        batch_tokens=4096,
-    )
+    grpo: Train = TRAINING["grpo"]
 
 
 def grpo_command(config: GrpoCommand) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from cygnet.config import TrainConfig
+from cygnet.config import TRAINING
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.errors import UserError
 from cygnet.export.huggingface import find_model
@@ -41,7 +41,7 @@ class PpoCommand:
     instructions: InstructionConfig = InstructionConfig()
     settings: Annotated[PpoConfig, tyro.conf.arg(name="")] = PpoConfig()
     lora: Lora = LoraConfig()
-    train: Train = TrainConfig(epochs=1, learning_rate=1e-4, schedule="constant", eval_every=40)
+    train: Train = TRAINING["ppo"]
 
 
 def ppo_command(config: PpoCommand) -> None:

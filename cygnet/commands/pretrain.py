@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from cygnet.config import ModelConfig, TrainConfig
+from cygnet.config import TRAINING, ModelConfig
 from cygnet.files import read_json, sha256_file
 from cygnet.progress import say
 from cygnet.stages.pretrain import pretrain
@@ -29,7 +29,7 @@ class PretrainCommand:
     from_: From = None
     """A run or model folder to go on from, with its sizes and tokenizer."""
     model: ModelConfig = ModelConfig()
-    pretrain: Train = TrainConfig()
+    pretrain: Train = TRAINING["pretrain"]
 
 
 def pretrain_command(config: PretrainCommand) -> None:

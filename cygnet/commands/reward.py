@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from cygnet.config import TrainConfig
+from cygnet.config import TRAINING, TrainConfig
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.evals.report import write_report
@@ -56,7 +56,7 @@ class RewardCommand:
     pairs: PairConfig = PairConfig()
     loss: Annotated[RewardConfig, tyro.conf.arg(name="")] = RewardConfig()
     lora: Lora = LoraConfig()
-    reward: Train = TrainConfig(epochs=1, learning_rate=2e-3)
+    reward: Train = TRAINING["reward"]
 
 
 def reward_command(config: RewardCommand) -> None:

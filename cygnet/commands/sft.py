@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from cygnet.config import TrainConfig
+from cygnet.config import TRAINING
 from cygnet.corpus.instructions import InstructionConfig
 from cygnet.corpus.mixture import parse_mixture
 from cygnet.export.huggingface import find_model
@@ -43,7 +43,7 @@ class SftCommand:
     instructions: InstructionConfig = InstructionConfig()
     tuning: Annotated[SftConfig, tyro.conf.arg(name="")] = SftConfig()
     lora: Lora = LoraConfig()
-    sft: Train = TrainConfig(epochs=2, learning_rate=1e-3)
+    sft: Train = TRAINING["sft"]
 
 
 def sft_command(config: SftCommand) -> None:

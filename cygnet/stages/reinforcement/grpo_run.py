@@ -48,10 +48,11 @@ def grpo(
         environment_name: as on the command line, for the record as the rewards are.
 
     Raises:
-        UserError: `start` is no model or has no chat template, no prompt leaves room, or `lora`
-            has dropout.
+        UserError: `start` is no model or has no chat template, no prompt leaves room, the length is
+            given in tokens, or `lora` has dropout.
     """
     lora.refuse_dropout("grpo")
+    config.refuse_tokens("grpo")
     model, tokenizer, start_hash = load_start(start)
     check_context(model, config)
     train, heldout = prompts

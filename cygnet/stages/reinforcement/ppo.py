@@ -382,9 +382,11 @@ def ppo(
         renew, lora: see `train_and_save`.
 
     Raises:
-        UserError: a folder holds no model of its kind, or no prompt leaves room for an answer.
+        UserError: a folder holds no model of its kind, no prompt leaves room for an answer, the
+            length is given in tokens, or `lora` has dropout.
     """
     lora.refuse_dropout("ppo")
+    config.refuse_tokens("ppo")
     base, tokenizer, start_hash = load_start(start)
     check_context(base, config)
     model = ScoringTransformer.around(base)

@@ -61,9 +61,12 @@ def read_prompts(
 def checkable_prompts(instructions: Path, rewards: Iterable[str]) -> Split:
     """Return the prompts of an instructions folder whose answers the named rewards can check.
 
-    The split is the folder's own. Each row names its reward, so that several kinds go together.
+    The split is the folder's own. Each row names its reward, so that several kinds go together;
+    `rhyme` goes with the form of a poem.
     """
     asked = set(rewards)
+    if "rhyme" in asked:
+        asked.add("poem_form")
     found: list[list[dict[str, Any]]] = []
     for part in asked_prompts(instructions):
         rows = []

@@ -103,6 +103,12 @@ def test_a_reward_that_always_fails_stops_the_run_with_a_checkpoint(place: Path)
     assert list((place / "run" / "checkpoints").glob("step_*"))
 
 
+def test_a_length_in_tokens_is_refused(place: Path) -> None:
+    in_tokens = dataclasses.replace(TRAIN, steps=None, tokens=4096)
+    with pytest.raises(UserError, match=r"--tokens 4096: how many tokens a step of grpo"):
+        grpo_command(dataclasses.replace(command(place), grpo=in_tokens))
+
+
 def test_tools_go_with_a_run(place: Path) -> None:
     settings = command(place, environment="calculator")
     with pytest.raises(UserError, match=r"no prompt leaves room .*the shortest has 5"):
@@ -156,4 +162,6 @@ def test_prompts_of_instructions_are_those_that_a_reward_can_check(tmp_path: Pat
     ]  # fmt: skip
     assert train[0]["form"] == "五言绝句" and train[1]["subject"] == "Soup"
     assert [row["form"] for row in heldout] == ["七言绝句"]
-    assert [row["rewards"] for row in checkable_prompts(tmp_path, ["recipe"])[0]] == [["recipe"]]
+    for asked, named in (("recipe", "recipe"), ("rhyme", "poem_form")):
+        (row,) = checkable_prompts(tmp_path, [asked])[0]
+        assert row["rewards"] == [named]

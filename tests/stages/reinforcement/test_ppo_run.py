@@ -125,6 +125,8 @@ def test_what_cannot_be_is_refused(command: PpoCommand, tmp_path: Path) -> None:
         ppo_command(replace(command, reward_model=command.from_))
     with pytest.raises(UserError, match=r"--lora_dropout 0.1: ppo compares"):
         ppo_command(replace(command, lora=LoraConfig(lora=True, lora_dropout=0.1)))
+    with pytest.raises(UserError, match=r"--tokens 4096: how many tokens a step of ppo"):
+        ppo_command(replace(command, train=replace(TRAIN, steps=None, tokens=4096)))
     with pytest.raises(UserError, match="no prompt leaves room"):
         ppo_command(replace(command, train=replace(TRAIN, max_seq_len=12)))
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "soup"}\n{"question": "water"}\n')
