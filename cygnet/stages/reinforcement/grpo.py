@@ -148,7 +148,8 @@ class GrpoBatch(Batch):
     sampled: Tensor
     """Log-probability as the engine drew it."""
     old: Tensor
-    """The same in training precision, before the first update."""
+    """The same as training computes it, before the first update; unused, and zero, where a rollout
+    serves one update alone: there it is what the loss computes itself."""
     reference: Tensor
     """Under the model that the stage started from; zero where that is not asked for."""
     advantages: Tensor
@@ -249,7 +250,6 @@ class GrpoStage:
         parts = [learnt[at : at + each] for at in range(0, len(learnt), each)]
         self.batches = [self._packed(model, part) for part in parts]
         self.first, self.cursor = number, self.cursor + used
-        metrics |= _mismatch(self.batches, self.config.importance_cap)
         self.must_keep |= self.warnings.look(number + 1, metrics)
         return metrics
 
@@ -301,11 +301,16 @@ class GrpoStage:
             rows.document_ids,
             rows.positions,
             sampled=sampled,
-            old=self._scored(model, rows),
+            old=self._scored(model, rows) if self._has_old else torch.zeros_like(sampled),
             reference=reference,
             advantages=packed.spread(advantages[kept]),
             share=packed.spread(shares[kept] * rows.num_labels),
         )
+
+    @property
+    def _has_old(self) -> bool:
+        """Whether weights change between a rollout and the last update from it."""
+        return self.config.updates_per_rollout > 1
 
     def _kept(self, episodes: Sequence[Episode], advantages: Tensor) -> list[int]:
         """Return which episodes have a gradient at all; at least one, for a batch needs a label."""
@@ -349,19 +354,26 @@ class GrpoStage:
         return batch.num_labels
 
     def loss(self, model: Transformer, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the summed policy loss, and summed KL divergence and clipped tokens."""
+        """Return the summed policy loss, and over tokens summed: how many are clipped, the KL
+        divergence from before the step, and how far the engine that drew them is from training.
+        """
         assert isinstance(rows, GrpoBatch)
         is_label = rows.labels != IGNORE
         log_probs = label_log_probs(model, rows, self.vocab_size, self.config.temperature)
-        old, share = rows.old[is_label], rows.share[is_label]
+        old = rows.old[is_label] if self._has_old else log_probs.detach()
+        sampled, share = rows.sampled[is_label], rows.share[is_label]
         losses, is_clipped = policy_losses(
             self.kind, log_probs, old, rows.advantages[is_label], label_documents(rows),
             *self.config.clip_ranges,
         )  # fmt: skip
-        losses = losses * importance_weights(
-            old, rows.sampled[is_label], self.config.importance_cap
-        )
-        metrics = {"clipped": is_clipped.float(), "step_kl": k3_kl(old, log_probs)}
+        cap = self.config.importance_cap
+        losses = losses * importance_weights(old, sampled, cap)
+        metrics = {
+            "clipped": is_clipped.float(),
+            "step_kl": k3_kl(old, log_probs),
+            "mismatch": (old - sampled).abs(),
+            "mismatch_capped": ((old - sampled).exp() > cap).float(),
+        }
         if self.config.kl_coef:
             metrics["kl"] = k3_kl(log_probs, rows.reference[is_label])
             losses = losses + self.config.kl_coef * metrics["kl"]
@@ -421,16 +433,3 @@ class GrpoStage:
             found = (state[f"{at}.{field.name}"] for field in fields(GrpoBatch))
             self.batches.append(GrpoBatch(*found))
 
-
-def _mismatch(batches: Sequence[GrpoBatch], cap: float) -> dict[str, float]:
-    """Return how far the engine's log-probabilities lie from training's, of the same weights."""
-    parts = []
-    for batch in batches:
-        is_label = batch.labels != IGNORE
-        parts.append((batch.old - batch.sampled)[is_label])
-    log_ratio = torch.cat(parts)
-    return {
-        "mismatch": float(log_ratio.abs().mean()),
-        "mismatch_max_ratio": float(log_ratio.max().exp()),
-        "mismatch_capped": float((log_ratio.exp() > cap).float().mean()),
-    }
