@@ -61,17 +61,19 @@ _NUMBER = re.compile(
 )
 
 
-def last_number(text: str) -> tuple[int, Script] | None:
-    """Return the last whole number of a text and how it is written, or None if there is none.
+def numbers_in(text: str) -> list[tuple[int, Script]]:
+    """Return the whole numbers of a text in their order, and how each is written.
 
     Digits may be parted by commas at each thousand; words and Chinese numerals are read up to 9999,
     in the one way in which `in_words` and `in_chinese` write them (case aside).
     """
-    for match in reversed(list(_NUMBER.finditer(text))):
-        value = _value(match)
-        if value is not None:
-            return value
-    return None
+    found = (_value(match) for match in _NUMBER.finditer(text))
+    return [value for value in found if value is not None]
+
+
+def last_number(text: str) -> tuple[int, Script] | None:
+    """Return the last of `numbers_in`, or None if there is none."""
+    return next(iter(numbers_in(text)[::-1]), None)
 
 
 def _value(match: re.Match[str]) -> tuple[int, Script] | None:

@@ -432,4 +432,3 @@ class GrpoStage:
             at = len(self.batches)
             found = (state[f"{at}.{field.name}"] for field in fields(GrpoBatch))
             self.batches.append(GrpoBatch(*found))
-

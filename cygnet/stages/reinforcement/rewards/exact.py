@@ -6,13 +6,14 @@ import json
 import re
 from typing import Any
 
-from cygnet.corpus.numbers import last_number
+from cygnet.corpus.numbers import last_number, numbers_in
 from cygnet.errors import require
 from cygnet.stages.reinforcement.rewards.fields import Row, needed
 
+_SUM = re.compile(r"(?P<terms>\d[\d,]*(?:\s*\+\s*\d[\d,]*)+)\s*=\s*(?P<total>\d[\d,]*\b)")
 _LETTERS = re.compile(r"[^\W\d_]")
 RIGHT_NUMBER_OTHER_SCRIPT = 0.5
-SHARE_DIGITS = 0.2
+SHARE_LETTERS = 0.2
 SHARE_JSON, SHARE_VALID, SHARE_FIELDS = 0.1, 0.3, 0.2
 
 
@@ -20,24 +21,31 @@ def arithmetic(answer: str, row: Row) -> float:
     """Return 1 if the answer's last number is `row["answer"]`, written as `row["script"]` says.
 
     `script` is `digits`, `words` or `chinese`; without it any will do, and a right number written
-    otherwise gives 0.5. A wrong number of the right length gives up to 0.2, for its digits that
-    are right at their places.
+    otherwise gives 0.5. A right number is worth nothing behind working that does not lead to it: a
+    sum that is false ("4+6=9"), or another number in digits after the last of the sums. Such an
+    answer is right by chance, and learning from it spoils the working.
 
     Raises:
         KeyError: the row has no `answer`.
     """
     right = int(needed(row, "answer", "arithmetic"))
     found = last_number(answer)
-    if found is None:
+    if found is None or found[0] != right or not _leads_to(answer, right):
         return 0.0
-    number, script = found
-    if number == right:
-        return 1.0 if row.get("script", script) == script else RIGHT_NUMBER_OTHER_SCRIPT
-    digits, wanted = str(number), str(right)
-    if len(digits) != len(wanted):
-        return 0.0
-    same = sum(a == b for a, b in zip(digits, wanted, strict=True))
-    return SHARE_DIGITS * same / len(wanted)
+    script = found[1]
+    return 1.0 if row.get("script", script) == script else RIGHT_NUMBER_OTHER_SCRIPT
+
+
+def _leads_to(answer: str, right: int) -> bool:
+    """Return whether all sums of an answer are true, and all digits after them the right number."""
+    end = len(answer)
+    for stated in _SUM.finditer(answer):
+        terms = stated["terms"].replace(",", "").split("+")
+        if sum(map(int, terms)) != int(stated["total"].replace(",", "")):
+            return False
+        end = stated.end()
+    after = numbers_in(answer[end:])
+    return all(number == right for number, script in after if script == "digits")
 
 
 def spelling(answer: str, row: Row) -> float:
@@ -59,7 +67,7 @@ def spelling(answer: str, row: Row) -> float:
     if letters == wanted:
         return 1.0
     same = sum(a == b for a, b in zip(letters, wanted, strict=False))
-    return SHARE_DIGITS * same / max(len(letters), len(wanted), 1)
+    return SHARE_LETTERS * same / max(len(letters), len(wanted), 1)
 
 
 def json_schema(answer: str, row: Row) -> float:
