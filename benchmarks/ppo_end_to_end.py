@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -82,7 +81,7 @@ def arguments() -> argparse.Namespace:
 
 def make_pairs(start: Path, instructions: Path, out: Path) -> Path:
     """Let the model answer requests for quatrains twice, and pair by the form; spoil real ones."""
-    quatrains, own, pairs = out / "quatrains", out / "own-pairs", out / "pairs"
+    quatrains, pairs = out / "quatrains", out / "pairs"
     if (pairs / TRAIN).exists():
         return pairs
     quatrains.mkdir(parents=True, exist_ok=True)
@@ -94,48 +93,11 @@ def make_pairs(start: Path, instructions: Path, out: Path) -> Path:
     model, tokenizer = load_folder(start)
     config = PairConfig(
         num_poem_prompts=700, samples_per_prompt=2, num_recipe_pairs=0, num_own_prompts=0,
-        heldout_share=1.0, temperature=1.0, max_new_tokens=ANSWER_TOKENS,
+        num_spoilt_poems=NUM_SPOILT, heldout_share=1.0, temperature=1.0,
+        max_new_tokens=ANSWER_TOKENS,
     )  # fmt: skip
-    build_pairs(quatrains, Generator(model, tokenizer), own, config, SEQ_LEN)
-    return with_spoilt(quatrains, own, pairs)
-
-
-def with_spoilt(quatrains: Path, own: Path, pairs: Path) -> Path:
-    """Write the model's own pairs, and beside them real poems over spoilt ones."""
-    chooser = random.Random(0)
-    pairs.mkdir(exist_ok=True)
-    for name, count in ((TRAIN, NUM_SPOILT), (HELDOUT, NUM_SPOILT // 8)):
-        made = list(read_jsonl(own / name))
-        for row in list(read_jsonl(quatrains / name))[:count]:
-            real, way = row["messages"][-1]["content"], chooser.choice(list(WAYS))
-            made.append(
-                {
-                    "prompt": row["messages"][:-1],
-                    "chosen": real,
-                    "rejected": WAYS[way](real, chooser),
-                    "kind": "poem",
-                    "why": way,
-                }
-            )
-        chooser.shuffle(made)
-        with JsonlWriter(pairs / name) as writer:
-            for row in made:
-                writer.write(row)
+    build_pairs(quatrains, Generator(model, tokenizer), pairs, config, SEQ_LEN)
     return pairs
-
-
-def one_character(text: str, chooser: random.Random, times: int) -> str:
-    """Return a text in which one of its characters stands so many times."""
-    at = chooser.choice([place for place, sign in enumerate(text) if sign.isalpha()])
-    return text[:at] + text[at] * times + text[at + 1 :]
-
-
-WAYS: dict[str, Callable[[str, random.Random], str]] = {
-    "real poem over one with a character too few": lambda text, c: one_character(text, c, 0),
-    "real poem over one with a character too many": lambda text, c: one_character(text, c, 2),
-    "real poem over one with a line too few": lambda text, _: text.rpartition("\n")[0] or text[:6],
-    "real poem over one with a line too many": lambda text, _: f"{text}\n{text.splitlines()[0]}",
-}
 
 
 def make_reward(given: argparse.Namespace, pairs: Path, half: int) -> Path:

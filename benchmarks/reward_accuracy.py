@@ -18,6 +18,7 @@ import torch
 
 from cygnet.commands.reward import measure
 from cygnet.config import ModelConfig, TrainConfig
+from cygnet.corpus.instructions import InstructionConfig
 from cygnet.corpus.pipeline import TRAIN
 from cygnet.evals.reward import RESULT, RewardResult, summary
 from cygnet.export.huggingface import find_model, save_folder
@@ -26,7 +27,7 @@ from cygnet.model.transformer import Transformer
 from cygnet.stages.preference.pairs import PairConfig
 from cygnet.stages.preference.reward import RewardConfig, reward
 from cygnet.stages.preference.reward_data import take_preferences
-from cygnet.steps import make_pairs
+from cygnet.steps import make_instructions, make_pairs
 from cygnet.text.tokenizer import train_tokenizer
 
 SMALL = ModelConfig(
@@ -35,14 +36,19 @@ SMALL = ModelConfig(
 )  # fmt: skip
 
 
-def made_pairs(out: Path, run: Path, prompts: int) -> tuple[Path, Path]:
-    """Return the folder of pairs and the model to start from."""
+def made_pairs(out: Path, run: Path, max_seq_len: int, counts: dict[str, int]) -> tuple[Path, Path]:
+    """Return the folder of pairs and the model to start from.
+
+    The run's own instructions are a sample of its text; here more of it is asked for.
+    """
     start = find_model(run / "sft")
-    config = PairConfig(
-        num_poem_prompts=prompts, num_recipe_pairs=900, num_own_prompts=0, heldout_share=0.15
+    more = InstructionConfig(
+        max_poems=12_000, max_recipes=5_000, max_articles=0, small_talk_repeats=0, joined_share=0.0
     )
+    instructions = make_instructions(run / "data", out / "instructions", more)
+    config = PairConfig(**counts, num_own_prompts=0, heldout_share=0.1)
     pairs = make_pairs(
-        run / "instructions", start, out / "pairs", config, TrainConfig(max_seq_len=512)
+        instructions, start, out / "pairs", config, TrainConfig(max_seq_len=max_seq_len)
     )
     return pairs, start
 
@@ -66,7 +72,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="rated conversations")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--prompts", type=int, default=1000, help="poems that are asked for")
+    parser.add_argument("--num_poem_prompts", type=int, default=2500)
+    parser.add_argument("--num_spoilt_poems", type=int, default=6000)
+    parser.add_argument("--num_recipe_pairs", type=int, default=3000)
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--batch_tokens", type=int, default=4096)
     parser.add_argument("--max_seq_len", type=int, default=512)
@@ -75,7 +83,11 @@ def main() -> None:
     results = []
     for seed in arguments.seeds:
         if arguments.what == "pairs":
-            data, start = made_pairs(arguments.out, arguments.run, arguments.prompts)
+            counts = {
+                name: getattr(arguments, name)
+                for name in ("num_poem_prompts", "num_spoilt_poems", "num_recipe_pairs")
+            }
+            data, start = made_pairs(arguments.out, arguments.run, arguments.max_seq_len, counts)
         else:
             data, start = rated_chats(arguments.out, arguments.data, seed)
         train = TrainConfig(

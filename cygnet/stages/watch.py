@@ -1,15 +1,20 @@
 """Watching a run's metrics: what leaves its healthy range is told once, in plain words.
 
 A stage that is to be watched has a `watch(step, metrics)`, which the engine calls on rank 0 with
-every line that it logs.
+every line that it logs; one whose model answers before it learns looks at each of its rollouts
+itself, on every rank.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from cygnet.progress import say
 
@@ -20,16 +25,20 @@ Metrics = Mapping[str, float]
 class Rule:
     """A healthy range, and what to say of a run that leaves it."""
 
-    metric: str | Callable[[Metrics], float]
-    """A name, or what is computed from several; a line that lacks one says nothing."""
+    metric: str | Callable[[Metrics, Metrics], float]
+    """A name, or what is computed from a line and from each metric's first value; a line that lacks
+    one says nothing."""
     low: float = -math.inf
     """Smallest healthy value."""
     high: float = math.inf
     """Largest healthy value."""
-    since_first: bool = False
-    """Whether the range is of the change since the first line, rather than of the value."""
+    range_of: Literal["value", "change", "share"] = "value"
+    """Whether the range is of the value, of its change since the first line, or of its share of the
+    first; the latter two are for a metric that is a name."""
     patience: int = 0
     """For how many steps the value may be outside."""
+    keeps_checkpoint: bool = False
+    """Whether the checkpoint of the step is worth a look."""
     sentence: str | Callable[[Metrics], str]
     """What is wrong, why, and what to do: a text with places for {value}, {first} and {steps} (for
     how many it has been so), or what makes one of the line that was the last straw."""
@@ -39,7 +48,6 @@ class Rule:
 class _Seen:
     """What a rule has seen."""
 
-    first: float | None = None
     outside_since: int | None = None
     is_told: bool = False
 
@@ -50,53 +58,79 @@ class Watch:
 
     Attributes:
         told: (step, sentence) of every warning given.
+        first: the first value of every metric.
     """
 
     name: str
     rules: Sequence[Rule]
     told: list[tuple[int, str]] = field(default_factory=list)
+    first: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._seen = [_Seen() for _ in self.rules]
 
-    def __call__(self, step: int, metrics: Metrics) -> None:
-        """Look at a line that is logged, and say what has been out of its range for too long."""
+    def __call__(self, step: int, metrics: Metrics) -> bool:
+        """Look at a line, and say what has been out of its range for too long.
+
+        Returns whether any of it is worth keeping the step's checkpoint.
+        """
+        for name, value in metrics.items():
+            if math.isfinite(value):
+                self.first.setdefault(name, value)
+        is_kept = False
         for rule, seen in zip(self.rules, self._seen, strict=True):
-            value = _value(rule, metrics)
-            if value is None or seen.is_told:
+            judged = self._judged(rule, metrics)
+            if judged is None or seen.is_told:
                 continue
-            if seen.first is None:
-                seen.first = value
-            judged = value - seen.first if rule.since_first else value
             if rule.low <= judged <= rule.high:
                 seen.outside_since = None
                 continue
             if seen.outside_since is None:
                 seen.outside_since = step
-            steps = step - seen.outside_since
-            if steps >= rule.patience:
+            if step - seen.outside_since >= rule.patience:
                 seen.is_told = True
-                sentence = (
-                    rule.sentence if isinstance(rule.sentence, str) else rule.sentence(metrics)
-                )
-                said = sentence.format(value=value, first=seen.first, steps=steps)
-                self.told.append((step, said))
-                say(f"{self.name}: warning at step {step}: {said}")
+                is_kept |= rule.keeps_checkpoint
+                self._tell(rule, step, step - seen.outside_since, metrics, judged)
+        return is_kept
 
-    def state(self) -> list[dict[str, Any]]:
-        """Return what each rule has seen, as JSON; part of each checkpoint."""
-        return [asdict(seen) for seen in self._seen]
+    def _judged(self, rule: Rule, metrics: Metrics) -> float | None:
+        """Return what a rule looks at; none where the line lacks it, or it is no number."""
+        try:
+            if not isinstance(rule.metric, str):
+                value = rule.metric(metrics, self.first)
+            elif rule.range_of == "value":
+                value = metrics[rule.metric]
+            elif rule.range_of == "change":
+                value = metrics[rule.metric] - self.first[rule.metric]
+            else:
+                value = metrics[rule.metric] / self.first[rule.metric]
+        except (KeyError, ZeroDivisionError):
+            return None
+        return value if math.isfinite(value) else None
 
-    def load_state(self, state: Sequence[Mapping[str, Any]]) -> None:
+    def _tell(self, rule: Rule, step: int, steps: int, metrics: Metrics, judged: float) -> None:
+        sentence = rule.sentence if isinstance(rule.sentence, str) else rule.sentence(metrics)
+        name = rule.metric if isinstance(rule.metric, str) else ""
+        said = sentence.format(
+            value=metrics.get(name, judged), first=self.first.get(name), steps=steps
+        )
+        self.told.append((step, said))
+        say(f"{self.name}: warning at step {step}: {said}")
+
+    def state(self) -> dict[str, Any]:
+        """Return what was seen, as JSON; part of each checkpoint."""
+        return {"first": self.first, "rules": [asdict(seen) for seen in self._seen]}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave; of another number of rules nothing is known."""
-        if len(state) == len(self.rules):
-            self._seen = [_Seen(**seen) for seen in state]
+        self.first = dict(state["first"])
+        if len(state["rules"]) == len(self.rules):
+            self._seen = [_Seen(**seen) for seen in state["rules"]]
 
+    def tensor(self) -> Tensor:
+        """Return `state` as uint8, where a checkpoint holds tensors alone."""
+        return torch.tensor(list(json.dumps(self.state()).encode()), dtype=torch.uint8)
 
-def _value(rule: Rule, metrics: Metrics) -> float | None:
-    """Return what a rule looks at; none where the line lacks it, or it is no number."""
-    try:
-        value = metrics[rule.metric] if isinstance(rule.metric, str) else rule.metric(metrics)
-    except (KeyError, ZeroDivisionError):
-        return None
-    return value if math.isfinite(value) else None
+    def load_tensor(self, state: Tensor) -> None:
+        """Take what `tensor` gave."""
+        self.load_state(json.loads(bytes(state.tolist())))

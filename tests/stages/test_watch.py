@@ -29,7 +29,7 @@ def test_a_value_is_told_once_and_after_its_patience(capsys: pytest.CaptureFixtu
 def test_lines_without_the_value_are_passed_over() -> None:
     rules = [
         Rule(metric="kl", high=1, sentence="a"),
-        Rule(metric=lambda metrics: metrics["a"] / metrics["b"], high=1, sentence="b"),
+        Rule(metric=lambda now, _: now["a"] / now["b"], high=1, sentence="b"),
     ]
     watch = Watch("dpo", rules)
     for line in ({}, {"kl": math.nan}, {"heldout_kl": 9.0}, {"a": 5.0, "b": 0.0}, {"a": 5.0}):
@@ -40,12 +40,22 @@ def test_lines_without_the_value_are_passed_over() -> None:
 
 
 def test_a_range_may_be_of_the_change_since_the_first_line() -> None:
-    watch = Watch("dpo", [Rule(metric="x", low=-1, since_first=True, sentence="{first} {value}")])
+    watch = Watch("dpo", [Rule(metric="x", low=-1, range_of="change", sentence="{first} {value}")])
     watch(1, {"x": -5.0})
     watch(2, {"x": -5.9})
     assert watch.told == []
     watch(3, {"x": -6.5})
     assert watch.told == [(3, "-5.0 -6.5")]
+
+
+def test_a_range_may_be_of_the_share_of_the_first_line_and_keep_a_checkpoint() -> None:
+    rule = Rule(metric="x", low=0.1, range_of="share", keeps_checkpoint=True, sentence="{value}")
+    watch = Watch("grpo", [rule, Rule(metric="y", high=1, sentence="high")])
+    assert not watch(1, {"x": 2.0, "y": 0.0})
+    assert not watch(2, {"x": 0.21, "y": 2.0})
+    assert watch(3, {"x": 0.19})
+    assert not watch(4, {"x": 0.19})
+    assert watch.told == [(2, "high"), (3, "0.19")]
 
 
 def told(change: Metrics, config: DpoConfig | None = None, equal_share: float = 0.0) -> list[str]:
@@ -108,7 +118,7 @@ def test_kto_is_judged_by_its_margin_for_its_accuracy_hangs_on_the_labels() -> N
 
 def test_what_was_seen_and_told_outlives_a_stop() -> None:
     rules = [
-        Rule(metric="x", low=-1, since_first=True, sentence="fell to {value}"),
+        Rule(metric="x", low=-1, range_of="change", sentence="fell to {value}"),
         Rule(metric="y", high=1, sentence="high"),
     ]
     before, after = Watch("dpo", rules), Watch("dpo", rules)

@@ -158,11 +158,11 @@ class DpoStage:
         """Say what in a logged line has left its healthy range."""
         self.watching(step, metrics)
 
-    def watch_state(self) -> list[dict[str, Any]]:
+    def watch_state(self) -> dict[str, Any]:
         """Return what the rules have seen."""
         return self.watching.state()
 
-    def load_watch_state(self, state: Sequence[dict[str, Any]]) -> None:
+    def load_watch_state(self, state: dict[str, Any]) -> None:
         """Take what `watch_state` gave."""
         self.watching.load_state(state)
 

@@ -4,7 +4,8 @@ Poems: the model answers a request several times. An answer that breaks the form
 rejected: against an answer of its own that keeps the form where there is one (what differs is then
 little but the form), against the real poem else. Recipes: the real one is chosen over the same
 with its steps shuffled, a part missing, or the ingredients of another. A person's own texts: the
-real continuation is chosen over one that the model wrote.
+real continuation is chosen over one that the model wrote. By choice real poems are chosen over the
+same with a character or a line too few or too many, which costs no answers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -57,6 +58,9 @@ class PairConfig:
     """Answers to each."""
     num_recipe_pairs: int = 150
     """Pairs of recipes to train on."""
+    num_spoilt_poems: int = 0
+    """Pairs to train on of a real poem and the same with a character or a line too few or too
+    many."""
     num_own_prompts: int = 150
     """Requests to continue a person's own text that are answered, for training."""
     heldout_share: float = 0.25
@@ -104,6 +108,7 @@ def build_pairs(
             pairs = [
                 *_sampled_pairs(rows, generator, config, share, room),
                 *_recipes(rows, config, share, room),
+                *_spoilt_poems(rows, config, share, room),
             ]
             pairs.sort(key=lambda pair: _hash(config.seed, pair))
             counts[name] = dict(Counter(pair["why"] for pair in pairs))
@@ -228,7 +233,8 @@ class _Room:
             )
         return (
             "no preference pair could be made from these instructions; raise "
-            "pairs.num_poem_prompts, pairs.num_recipe_pairs or pairs.num_own_prompts"
+            "pairs.num_poem_prompts, pairs.num_recipe_pairs, pairs.num_spoilt_poems or "
+            "pairs.num_own_prompts"
         )
 
 
@@ -289,6 +295,32 @@ def _own_pairs(row: Row, answers: Sequence[str]) -> Iterator[Row]:
     for answer in answers[:1]:
         if answer != real:
             yield _pair(row, real, answer, "real answer over the model's own")
+
+
+def _spoilt_poems(
+    rows: Sequence[Row], config: PairConfig, share: float, room: _Room
+) -> Iterator[Row]:
+    poems = [row for row in rows if "form" in row and _ends_with_answer(row["messages"])]
+    for row in room.first(poems, round(config.num_spoilt_poems * share)):
+        real = row["messages"][-1]["content"]
+        chooser = random.Random(_hash(config.seed, row["messages"]))
+        wrong, way = chooser.choice(list(_SPOILT.items()))
+        if spoilt := way(real, chooser):
+            yield _pair(row, real, spoilt, f"real poem over the same with {wrong}")
+
+
+def _one_character(text: str, chooser: random.Random, times: int) -> str:
+    """Return a text in which one of its characters stands so many times."""
+    at = chooser.choice([place for place, sign in enumerate(text) if sign.isalpha()])
+    return text[:at] + text[at] * times + text[at + 1 :]
+
+
+_SPOILT: dict[str, Callable[[str, random.Random], str]] = {
+    "a character too few": lambda text, chooser: _one_character(text, chooser, 0),
+    "a character too many": lambda text, chooser: _one_character(text, chooser, 2),
+    "a line too few": lambda text, _: text.rpartition("\n")[0],
+    "a line too many": lambda text, _: f"{text}\n{text.splitlines()[0]}",
+}
 
 
 def _recipes(rows: Sequence[Row], config: PairConfig, share: float, room: _Room) -> Iterator[Row]:

@@ -33,13 +33,13 @@ def preference_rules(config: DpoConfig, equal_share: float = 0.0) -> list[Rule]:
         _signal(config, equal_share),
         _swapped(config),
         Rule(
-            metric="chosen_log_prob", low=-UNLIKELY, since_first=True, patience=PATIENCE,
+            metric="chosen_log_prob", low=-UNLIKELY, range_of="change", patience=PATIENCE,
             sentence="chosen answers are becoming unlikely ({first:.2f} to {value:.2f} nats a "
             "token), so the model unlearns what it was to prefer: raise --sft_weight or --beta, "
             "or lower --learning_rate",
         ),
         Rule(
-            metric="rejected_log_prob", low=-IMPOSSIBLE, since_first=True, patience=PATIENCE,
+            metric="rejected_log_prob", low=-IMPOSSIBLE, range_of="change", patience=PATIENCE,
             sentence="rejected answers have become all but impossible ({first:.2f} to {value:.2f} "
             "nats a token): there is nothing more to learn from these pairs, and answers may "
             "break; take fewer epochs, or raise --beta",
@@ -59,7 +59,7 @@ def preference_rules(config: DpoConfig, equal_share: float = 0.0) -> list[Rule]:
     return rules
 
 
-def length_ratio(metrics: Metrics) -> float:
+def length_ratio(metrics: Metrics, _: Metrics) -> float:
     """Return how many times longer rejected answers are than chosen ones."""
     return metrics["rejected_length"] / metrics["chosen_length"]
 
@@ -67,7 +67,7 @@ def length_ratio(metrics: Metrics) -> float:
 def _swapped(config: DpoConfig) -> Rule:
     """Return the rule for a model that learns the opposite."""
     # How many of kto's answers are wanted decides its accuracy as much as the model does.
-    metric: str | Callable[[Metrics], float] = _accuracy
+    metric: str | Callable[[Metrics, Metrics], float] = _accuracy
     low, value = 0.4, "{value:.0%} accuracy"
     if config.loss == "kto":
         metric, low, value = "margin", -0.1, "margin {value:.2f}"
@@ -78,7 +78,7 @@ def _swapped(config: DpoConfig) -> Rule:
     )  # fmt: skip
 
 
-def _accuracy(metrics: Metrics) -> float:
+def _accuracy(metrics: Metrics, _: Metrics) -> float:
     """Return the accuracy; a half where the margins are so near zero that it is rounding alone."""
     return metrics["accuracy"] if abs(metrics["margin"]) > NO_SIGNAL else 0.5
 
@@ -100,7 +100,7 @@ def _signal(config: DpoConfig, equal_share: float) -> Rule:
         return f"{start} for {{steps}} steps: the pairs carry no signal, because {why}"
 
     return Rule(
-        metric=lambda metrics: abs(metrics[metric] - chance), low=near, patience=PATIENCE,
+        metric=lambda metrics, _: abs(metrics[metric] - chance), low=near, patience=PATIENCE,
         sentence=sentence,
     )  # fmt: skip
 
@@ -128,7 +128,7 @@ def _why(metrics: Metrics, equal_share: float) -> str:
 
 def _longer(config: DpoConfig, is_rejected: bool) -> Callable[[Metrics], str]:
     def sentence(metrics: Metrics) -> str:
-        ratio = length_ratio(metrics)
+        ratio = length_ratio(metrics, {})
         longer = "rejected" if is_rejected else "chosen"
         hint = "even out the lengths of the pairs"
         if config.loss in ("dpo", "cdpo", "ipo") and not config.length_normalize:

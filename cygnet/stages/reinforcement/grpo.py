@@ -43,9 +43,11 @@ from cygnet.stages.reinforcement.grpo_losses import (
     policy_losses,
     token_shares,
 )
-from cygnet.stages.reinforcement.grpo_watch import Warnings, sample, told, told_heldout
+from cygnet.stages.reinforcement.grpo_metrics import sample, told, told_heldout
 from cygnet.stages.reinforcement.rewards.judge import check_failures
 from cygnet.stages.reinforcement.rollout import Environment, Episode, Roller, RolloutConfig, Row
+from cygnet.stages.reinforcement.rules import grpo_rules
+from cygnet.stages.watch import Watch
 from cygnet.text.loader import IGNORE, Batch
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.guards import RunStopped
@@ -211,7 +213,8 @@ class GrpoStage:
         self.batches: list[GrpoBatch] = []
         # Before which step they were collected, and which prompt comes next.
         self.first, self.cursor = _NOTHING
-        self.warnings = Warnings(self.config.max_new_tokens)
+        rules = grpo_rules(self.config.max_new_tokens, self.config.updates_per_rollout)
+        self.watching = Watch(self.name, rules)
         self.num_failures = 0
         self.first_failure: str | None = None
 
@@ -250,7 +253,7 @@ class GrpoStage:
         parts = [learnt[at : at + each] for at in range(0, len(learnt), each)]
         self.batches = [self._packed(model, part) for part in parts]
         self.first, self.cursor = number, self.cursor + used
-        self.must_keep |= self.warnings.look(number + 1, metrics)
+        self.must_keep |= self.watching(number + 1, metrics)
         return metrics
 
     @property
@@ -414,7 +417,7 @@ class GrpoStage:
         """Return how far prompts were used, what was seen, and batches that are left."""
         state = {
             "place": torch.tensor([self.first, self.cursor, self.num_failures]),
-            "warnings": self.warnings.state(),
+            "watch": self.watching.tensor(),
         }
         for at, batch in enumerate(self.batches):
             for field in fields(batch):
@@ -427,7 +430,7 @@ class GrpoStage:
         if not state:
             return
         self.first, self.cursor, self.num_failures = (int(value) for value in state["place"])
-        self.warnings.load_state(state["warnings"])
+        self.watching.load_tensor(state["watch"])
         while f"{len(self.batches)}.tokens" in state:
             at = len(self.batches)
             found = (state[f"{at}.{field.name}"] for field in fields(GrpoBatch))

@@ -48,8 +48,9 @@ from cygnet.stages.reinforcement.ppo_rollout import (
 )
 from cygnet.stages.reinforcement.prompts import Split, with_room
 from cygnet.stages.reinforcement.rollout import Roller, RolloutConfig
-from cygnet.stages.reinforcement.tricks import Tricks
+from cygnet.stages.reinforcement.rules import ppo_rules
 from cygnet.stages.samples import Prompts
+from cygnet.stages.watch import Watch
 from cygnet.text.loader import IGNORE, Batch, endless_order
 from cygnet.train.guards import RunStopped
 from cygnet.train.hardware import find_hardware
@@ -182,7 +183,7 @@ class PpoStage:
         rollouts = len(prompts) / config.answers_per_rollout
         self.batches_per_epoch = rollouts * config.epochs_per_rollout * config.minibatches
         self.rows: PpoBatch | None = None
-        self.tricks = Tricks()
+        self.watching = Watch(self.name, ppo_rules())
         self.progress = Progress(kl_coef=config.kl_coef)
 
     def compile(self) -> None:
@@ -216,7 +217,7 @@ class PpoStage:
         if config.target_kl is not None:
             progress.kl_coef = next_kl_coef(progress.kl_coef, figures["kl"], config.target_kl)
         progress.first_step, progress.rollouts = number, progress.rollouts + 1
-        self.must_keep |= self.tricks.look(number, figures)
+        self.must_keep |= self.watching(number + 1, figures)
         return figures
 
     def score(self, answer: Answer) -> float:
@@ -319,7 +320,7 @@ class PpoStage:
         """Return the rollout that is being learnt from, and what later ones hang on."""
         state = {
             "progress": torch.tensor(astuple(self.progress), dtype=torch.float64),
-            "tricks": self.tricks.state(),
+            "watch": self.watching.tensor(),
         }
         if self.rows is not None:
             state |= {f.name: getattr(self.rows, f.name) for f in fields(self.rows)}
@@ -327,13 +328,14 @@ class PpoStage:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take what `state` gave; nothing begins anew."""
-        self.rows, self.tricks, self.must_keep = None, Tricks(), False
+        self.rows, self.must_keep = None, False
+        self.watching = Watch(self.name, ppo_rules())
         self.progress = Progress(kl_coef=self.config.kl_coef)
         if not state:
             return
         first_step, rollouts, *others = state["progress"].tolist()
         self.progress = Progress(int(first_step), int(rollouts), *others)
-        self.tricks.load_state(state["tricks"])
+        self.watching.load_tensor(state["watch"])
         if "tokens" in state:
             self.rows = PpoBatch(*(state[field.name] for field in fields(PpoBatch)))
 

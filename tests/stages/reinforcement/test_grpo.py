@@ -17,7 +17,7 @@ from cygnet.model.transformer import Transformer
 from cygnet.stages.reinforcement.groups import is_held_out
 from cygnet.stages.reinforcement.grpo import GrpoBatch, GrpoConfig, GrpoStage
 from cygnet.stages.reinforcement.grpo_losses import k3_kl
-from cygnet.stages.reinforcement.grpo_watch import reward_parts
+from cygnet.stages.reinforcement.grpo_metrics import reward_parts
 from cygnet.stages.reinforcement.rollout import Episode
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.guards import RunStopped
@@ -230,7 +230,10 @@ def test_a_collapse_of_entropy_is_told_and_its_checkpoint_kept(
         model.model.norm.weight *= 50  # nearly all on one token
     told = made.collect(1, lambda: model)
     assert told["entropy"] < 0.5 and made.must_keep
-    assert "step 2: the entropy of the answers has collapsed" in capsys.readouterr().err
+    assert (
+        "grpo: warning at step 2: the entropy of the answers has collapsed"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_truncated_answer_can_teach_nothing(tokenizer: Tokenizer, model: Transformer) -> None:

@@ -18,7 +18,8 @@ from cygnet.stages.reinforcement.episode_rows import SCORED_ROWS, EpisodeRows
 from cygnet.stages.reinforcement.ppo import PpoConfig, PpoStage
 from cygnet.stages.reinforcement.ppo_rollout import Answer, Answerer, own_tokens
 from cygnet.stages.reinforcement.rollout import Roller, RolloutConfig
-from cygnet.stages.reinforcement.tricks import Tricks
+from cygnet.stages.reinforcement.rules import ppo_rules
+from cygnet.stages.watch import Watch
 from cygnet.text.loader import IGNORE
 from cygnet.text.tokenizer import Tokenizer
 from cygnet.train.guards import RunStopped
@@ -290,7 +291,7 @@ def test_what_a_checkpoint_holds_goes_on_as_if_nothing_had_been(tokenizer: Token
         train(stage, copy.deepcopy(model), steps=3)
     resumed = make_stage(tokenizer, config)
     resumed.load_state({name: tensor.clone() for name, tensor in cut.state().items()})
-    assert resumed.tricks.start == whole.tricks.start
+    assert resumed.watching.first == whole.watching.first != {}
     for number in (4, 5, 6, 7):
         figures = []
         for stage in (whole, resumed):
@@ -303,7 +304,7 @@ def test_what_a_checkpoint_holds_goes_on_as_if_nothing_had_been(tokenizer: Token
             )
         assert torch.equal(whole.batch(number).tokens, resumed.batch(number).tokens)
     whole.load_state({})
-    assert whole.state().keys() == {"progress", "tricks"}
+    assert whole.state().keys() == {"progress", "watch"}
 
 
 FIGURES = {
@@ -319,26 +320,24 @@ FIGURES = {
         ({"answer_tokens": 61.0}, "much longer (40 tokens at the start, 61 now)"),
         ({"answer_tokens": 26.0}, "much shorter"),
         ({"repetition": 0.25}, "repeat themselves more"),
-        ({"reward": 1.5, "judge_reward": 0.5}, "the judge's has fallen"),
+        ({"reward": 1.5, "judge_reward": 0.5}, "the judge's has fallen to 0.50"),
         ({"reward": 1.5, "judge_reward": 1.1}, ""),
         ({"reward": 0.9, "judge_reward": 0.5}, ""),
-        ({"answer_entropy": 0.3}, "the entropy has collapsed"),
+        ({"answer_entropy": 0.1}, "the entropy of the answers has collapsed to 0.100"),
     ],
 )
 def test_a_trick_is_named_once_with_its_step(
     changes: dict[str, float], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tricks = Tricks()
-    assert not tricks.look(0, FIGURES)
-    assert tricks.look(8, FIGURES | changes) == ("entropy" in said)
-    tricks.look(16, FIGURES | changes)
-    captured = capsys.readouterr()
-    found = " ".join((captured.out + captured.err).split())
-    assert found.count("step 8:") == found.count(" at the start") == bool(said)
+    watch = Watch("ppo", ppo_rules())
+    assert not watch(1, FIGURES)
+    assert watch(9, FIGURES | changes) == ("entropy" in said)
+    again = Watch("ppo", ppo_rules())
+    again.load_tensor(watch.tensor())
+    assert not again(17, FIGURES | changes)
+    found = " ".join(capsys.readouterr().err.split())
+    assert found.count("ppo: warning at step 9:") == found.count("warning") == bool(said)
     assert said in found
-    again = Tricks()
-    again.load_state(tricks.state())
-    assert again.start == tricks.start and again.said == tricks.said
 
 
 def test_a_collapse_keeps_the_checkpoint(tokenizer: Tokenizer) -> None:

@@ -1,83 +1,17 @@
-"""What is told of GRPO's rollouts, and what a person is warned of."""
+"""What is told of GRPO's rollouts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from cygnet.progress import say
 from cygnet.stages.reinforcement.functions import is_file_reference
 from cygnet.stages.reinforcement.groups import Group
 from cygnet.stages.reinforcement.rollout import Episode
-
-COLLAPSED_SHARE = 0.1
-"""Entropy below this share of the first rollout's is a collapse."""
-NO_SIGNAL_ROLLOUTS = 5
-"""After so many rollouts without a better answer, a person is told."""
-_UNSEEN = (math.nan, 0.0, 0.0, 0.0, 0.0)
-
-
-class Warnings:
-    """Remembers the first rollout's entropy, and what was said.
-
-    Args:
-        max_new_tokens: of an answer, for the message.
-    """
-
-    def __init__(self, max_new_tokens: int) -> None:
-        self.max_new_tokens = max_new_tokens
-        self._seen = list(_UNSEEN)
-
-    def look(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Say, once each, what a person should know before the run is over.
-
-        Returns whether the entropy has collapsed for the first time: worth keeping the checkpoint.
-
-        Args:
-            step: of the rollout, from 1 on.
-            metrics: as `told` gives them.
-        """
-        first, no_signal, told_entropy, told_signal, told_length = self._seen
-        first = metrics["entropy"] if math.isnan(first) else first
-        collapsed = metrics["entropy"] < COLLAPSED_SHARE * first and not told_entropy
-        if collapsed:
-            told_entropy = 1.0
-            say(
-                f"step {step}: the entropy of the answers has collapsed to "
-                f"{metrics['entropy']:.3f} nats a token, from {first:.3f}: the model says nearly "
-                "the same every time and finds nothing new. The checkpoint of this step is kept; "
-                "go on from an earlier one with a lower --learning_rate, or with --kl_coef"
-            )
-        no_signal = no_signal + 1 if metrics["zero_groups"] == 1 else 0.0
-        if no_signal >= NO_SIGNAL_ROLLOUTS and not told_signal:
-            told_signal = 1.0
-            say(
-                f"step {step}: in {NO_SIGNAL_ROLLOUTS} rollouts no answer earned more than "
-                f"another to the same prompt (reward {metrics['reward']:.3f}): there is nothing to "
-                "learn. The task is too hard or too easy, or the reward does not tell answers apart"
-            )
-        if metrics["truncated"] > 0.5 and not told_length:
-            told_length = 1.0
-            say(
-                f"step {step}: {metrics['truncated']:.0%} of the answers are cut off at "
-                f"{self.max_new_tokens} tokens: raise --max_new_tokens, or teach the model "
-                "to end its answers first"
-            )
-        self._seen = [first, no_signal, told_entropy, told_signal, told_length]
-        return collapsed
-
-    def state(self) -> Tensor:
-        """Return all of it as float64."""
-        return torch.tensor(self._seen, dtype=torch.float64)
-
-    def load_state(self, state: Tensor) -> None:
-        """Take what `state` gave."""
-        self._seen = state.tolist()
 
 
 def told(groups: Sequence[Group], wanted: int, seconds: float) -> dict[str, float]:
