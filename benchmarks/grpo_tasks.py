@@ -1,6 +1,6 @@
 r"""Held-out success before and after GRPO on a task set made by rule (`cygnet tasks`).
 
-python benchmarks/grpo_tasks.py runs/demo/sft --task arithmetic --seeds 0 1 2
+python benchmarks/grpo_tasks.py runs/demo/sft --task arithmetic --seeds 0 1 2 [--plot curves.png]
 python benchmarks/grpo_tasks.py runs/demo/sft --task tools --two_calls 0 --num_sft 200 \
     --max_seq_len 720 --sft_batch_tokens 1440 --sft_learning_rate 4e-3 --max_new_tokens 72
 """
@@ -13,6 +13,8 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from grpo_form import plot
 
 from cygnet.config import TrainConfig
 from cygnet.export.huggingface import find_model, load_folder
@@ -117,26 +119,30 @@ def main() -> None:
     parser.add_argument("--task", choices=sorted(REWARD_OF), default="arithmetic")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/grpo-tasks"))
-    parser.add_argument("--num_sft", type=int, default=600)
+    parser.add_argument("--num_sft", type=int, default=540)
     parser.add_argument("--num_heldout", type=int, default=300)
     parser.add_argument("--two_calls", type=float, default=0.2)
     parser.add_argument("--sft_epochs", type=float, default=4)
     parser.add_argument("--sft_batch_tokens", type=int, default=1024)
     parser.add_argument("--sft_learning_rate", type=float, default=5e-3)
     parser.add_argument("--max_seq_len", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--group_size", type=int, default=8)
     parser.add_argument("--max_new_tokens", type=int, default=40)
-    parser.add_argument("--resample", type=int, default=0)
+    parser.add_argument("--resample", type=int, default=1)
     parser.add_argument("--loss", default="grpo")
+    parser.add_argument("--plot", type=Path, help="where to draw the curves")
     arguments = parser.parse_args()
     world = find_environment("tools") if arguments.task == "tools" else None
     found = [one_seed(arguments, seed, world) for seed in arguments.seeds]
     if world is not None:
         print(f"tools: {world.counts}")
         world.close()
+    if arguments.plot:
+        runs = [arguments.out / f"{arguments.task}-{seed}" / "grpo" for seed in arguments.seeds]
+        plot(runs, arguments.plot)
     for name in ("before", "after"):
         print(f"{arguments.task}, {name} GRPO: {spread([each[name] for each in found])}")
 
