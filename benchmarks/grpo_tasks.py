@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from grpo_form import plot
+from grpo_form import STUDENT_T, plot
 
 from cygnet.config import TrainConfig
 from cygnet.export.huggingface import find_model, load_folder
@@ -28,8 +28,7 @@ from cygnet.stages.reinforcement.tasks import REWARD_OF, Row, TaskConfig, build_
 from cygnet.stages.sft import sft
 
 RIGHT = 0.999
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
-"""Student's t for an interval of 95 %, by the number of seeds."""
+MAX_TURNS = 4
 
 
 def instructions_of(tasks: Path, folder: Path) -> Path:
@@ -49,7 +48,9 @@ def success(
 ) -> dict[str, float]:
     """Return the share of right answers, in all and of each kind; the likeliest tokens answer."""
     loaded, tokenizer = load_folder(find_model(model))
-    roller = Roller(tokenizer, RolloutConfig(temperature=0.0, max_new_tokens=most))
+    roller = Roller(
+        tokenizer, RolloutConfig(temperature=0.0, max_new_tokens=most, max_turns=MAX_TURNS)
+    )
     with Judge([reward]) as judge:
         episodes = roller.roll(loaded, rows, list(range(len(rows))), world)
         right: dict[str, list[bool]] = {}
@@ -67,7 +68,7 @@ def spread(values: list[float]) -> str:
     mean = statistics.mean(values)
     if len(values) < 2:
         return f"{mean:.3f}"
-    half = T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    half = STUDENT_T.get(len(values), 2.5) * statistics.stdev(values) / len(values) ** 0.5
     return f"{mean:.3f} ± {half:.3f}"
 
 
@@ -104,7 +105,7 @@ def one_seed(
                         max_seq_len=arguments.max_seq_len, compile="off"),
             GrpoConfig(loss=arguments.loss, prompts_per_step=arguments.prompts,
                        group_size=arguments.group_size, max_new_tokens=arguments.max_new_tokens,
-                       resample=arguments.resample, max_turns=4),
+                       resample=arguments.resample, max_turns=MAX_TURNS),
             [REWARD_OF[arguments.task]], world,
         )  # fmt: skip
     after = success(learnt, heldout, REWARD_OF[arguments.task], world, arguments.max_new_tokens)
@@ -140,11 +141,11 @@ def main() -> None:
     if world is not None:
         print(f"tools: {world.counts}")
         world.close()
-    if arguments.plot:
-        runs = [arguments.out / f"{arguments.task}-{seed}" / "grpo" for seed in arguments.seeds]
-        plot(runs, arguments.plot)
     for name in ("before", "after"):
         print(f"{arguments.task}, {name} GRPO: {spread([each[name] for each in found])}")
+    if arguments.plot and arguments.steps:
+        runs = [arguments.out / f"{arguments.task}-{seed}" / "grpo" for seed in arguments.seeds]
+        plot(runs, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from cygnet.stages.reinforcement.grpo import GrpoConfig
 from cygnet.stages.reinforcement.grpo_run import grpo
 from cygnet.stages.reinforcement.ppo import PpoConfig, ppo
 from cygnet.stages.reinforcement.prompts import CHECKED, asked_prompts, checkable_prompts
+from cygnet.stages.reinforcement.rewards.builtin import reward_name
 from cygnet.stages.reinforcement.rewards.judge import Judge
 from cygnet.stages.sft import sft
 from cygnet.steps import (
@@ -102,7 +103,10 @@ def run_command(config: RunCommand) -> None:
         raise UserError("stages: ppo needs a reward model; put reward before it")
     for stage in ("pretrain", *config.stages):
         with _flags_of(stage):
-            check_parallel(getattr(config, stage), config.model, world().size)  # before the data
+            train = getattr(config, stage)  # what is refused is refused before the data
+            check_parallel(train, config.model, world().size)
+            if stage in ("ppo", "grpo"):
+                train.refuse_tokens(stage)
     way = _Way(config)
     way.pretrain()
     for stage in config.stages:
@@ -191,7 +195,7 @@ class _Way:
     def grpo(self) -> None:
         """What can be checked, to a model that gets it right more often."""
         config = self.config
-        names = [text.rpartition("=")[0] or text for text in config.rewards]
+        names = [reward_name(text) for text in config.rewards]
         prompts = checkable_prompts(self.instructions, names)
         if not prompts[0]:
             self._leave_out("grpo", UserError(f"no instruction is for {', '.join(names)}"))
@@ -239,14 +243,12 @@ METHOD_OF = {
 @contextmanager
 def _flags_of(stage: str) -> Iterator[None]:
     """Let errors name a stage's flags as a whole run spells them: --device as --sft.device."""
-    defaults = {field.name: field.default for field in dataclasses.fields(RunCommand)}
-    sections = [stage, *([METHOD_OF[stage]] if stage in METHOD_OF else [])]
     try:
         yield
     except UserError as error:
         told = str(error)
-        for section in sections:
-            names = "|".join(vars(defaults[section]))
+        for section in filter(None, (stage, METHOD_OF.get(stage))):
+            names = "|".join(vars(getattr(RunCommand, section)))
             told = re.sub(rf"--({names})\b", rf"--{section}.\1", told)
         error.args = (told,)
         raise

@@ -251,6 +251,16 @@ def test_how_processes_share_is_checked_before_the_data(
     assert not out.exists()
 
 
+def test_a_length_that_a_later_stage_cannot_have_is_refused_before_the_data(
+    own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, out = ["run", "--data", str(own_text), "--out", str(tmp_path / "out")], tmp_path / "out"
+    with pytest.raises(SystemExit):
+        cli.main([*given, "--stages", "grpo", "--grpo.steps", "None", "--grpo.tokens", "4096"])
+    assert "--grpo.tokens 4096: how many tokens a step of grpo" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_tokenizer_keeps_its_text_inside_and_is_made_once(
     own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from cygnet.stages.reinforcement.environments.environment import find_environmen
 from cygnet.stages.reinforcement.grpo import GrpoConfig
 from cygnet.stages.reinforcement.grpo_run import grpo
 from cygnet.stages.reinforcement.prompts import CHECKED, Split, checkable_prompts, read_prompts
+from cygnet.stages.reinforcement.rewards.builtin import reward_name
 from cygnet.stages.reinforcement.rewards.judge import Judge
 from cygnet.steps import From, Lora, Train, finish, learnt_instructions, required
 from cygnet.train.parallel.group import connect, first
@@ -81,5 +82,5 @@ def _prompts(config: GrpoCommand, start: Path, rewards: tuple[str, ...]) -> Spli
         return train, heldout + read_prompts(config.heldout_data, 0.0)[0]
     with first("prompts", config.grpo.timeout_s):
         instructions = learnt_instructions("grpo", start, config.out, config.instructions)
-    names = [text.rpartition("=")[0] or text for text in rewards]
+    names = [reward_name(text) for text in rewards]
     return checkable_prompts(instructions, names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cygnet.config import ModelConfig, TrainConfig
+from cygnet.config import TRAINING, ModelConfig
 from cygnet.errors import UserError
 from cygnet.steps import Train
 from cygnet.train.comparison import describe_processes
@@ -28,7 +28,7 @@ class PlanCommand:
     processes_per_machine: int | None = None
     """Processes that share a machine like this one; none means one for each core, or GPU."""
     model: ModelConfig = ModelConfig()
-    pretrain: Train = TrainConfig()
+    pretrain: Train = TRAINING["pretrain"]
 
 
 def plan_command(config: PlanCommand) -> None:

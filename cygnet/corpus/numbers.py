@@ -73,7 +73,8 @@ def numbers_in(text: str) -> list[tuple[int, Script]]:
 
 def last_number(text: str) -> tuple[int, Script] | None:
     """Return the last of `numbers_in`, or None if there is none."""
-    return next(iter(numbers_in(text)[::-1]), None)
+    found = numbers_in(text)
+    return found[-1] if found else None
 
 
 def _value(match: re.Match[str]) -> tuple[int, Script] | None:

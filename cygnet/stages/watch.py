@@ -26,8 +26,10 @@ class Rule:
     """A healthy range, and what to say of a run that leaves it."""
 
     metric: str | Callable[[Metrics, Metrics], float]
-    """A name, or what is computed from a line and from each metric's first value; a line that lacks
-    one says nothing."""
+    """A name, or what is computed from a line and from the first values of those in `compares`; a
+    line that lacks one says nothing."""
+    compares: tuple[str, ...] = ()
+    """Names of the metrics whose first values the computation needs."""
     low: float = -math.inf
     """Smallest healthy value."""
     high: float = math.inf
@@ -42,6 +44,9 @@ class Rule:
     sentence: str | Callable[[Metrics], str]
     """What is wrong, why, and what to do: a text with places for {value}, {first} and {steps} (for
     how many it has been so), or what makes one of the line that was the last straw."""
+
+    def __post_init__(self) -> None:
+        assert isinstance(self.metric, str) or self.range_of == "value"
 
 
 @dataclass
@@ -58,7 +63,7 @@ class Watch:
 
     Attributes:
         told: (step, sentence) of every warning given.
-        first: the first value of every metric.
+        first: the first value of every metric that a rule names.
     """
 
     name: str
@@ -68,15 +73,17 @@ class Watch:
 
     def __post_init__(self) -> None:
         self._seen = [_Seen() for _ in self.rules]
+        named = {rule.metric for rule in self.rules if isinstance(rule.metric, str)}
+        self._compared = sorted(named.union(*(rule.compares for rule in self.rules)))
 
     def __call__(self, step: int, metrics: Metrics) -> bool:
         """Look at a line, and say what has been out of its range for too long.
 
         Returns whether any of it is worth keeping the step's checkpoint.
         """
-        for name, value in metrics.items():
-            if math.isfinite(value):
-                self.first.setdefault(name, value)
+        for name in self._compared:
+            if math.isfinite(metrics.get(name, math.nan)):
+                self.first.setdefault(name, metrics[name])
         is_kept = False
         for rule, seen in zip(self.rules, self._seen, strict=True):
             judged = self._judged(rule, metrics)
@@ -110,10 +117,10 @@ class Watch:
 
     def _tell(self, rule: Rule, step: int, steps: int, metrics: Metrics, judged: float) -> None:
         sentence = rule.sentence if isinstance(rule.sentence, str) else rule.sentence(metrics)
-        name = rule.metric if isinstance(rule.metric, str) else ""
-        said = sentence.format(
-            value=metrics.get(name, judged), first=self.first.get(name), steps=steps
-        )
+        value, first = judged, None
+        if isinstance(rule.metric, str):
+            value, first = metrics[rule.metric], self.first[rule.metric]
+        said = sentence.format(value=value, first=first, steps=steps)
         self.told.append((step, said))
         say(f"{self.name}: warning at step {step}: {said}")
 
@@ -122,9 +129,9 @@ class Watch:
         return {"first": self.first, "rules": [asdict(seen) for seen in self._seen]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take what `state` gave; of another number of rules nothing is known."""
-        self.first = dict(state["first"])
-        if len(state["rules"]) == len(self.rules):
+        """Take what `state` gave; where that was for other rules nothing is known."""
+        if isinstance(state, Mapping) and len(state.get("rules", ())) == len(self.rules):
+            self.first = dict(state["first"])
             self._seen = [_Seen(**seen) for seen in state["rules"]]
 
     def tensor(self) -> Tensor:

@@ -24,7 +24,7 @@ from cygnet.stages.reinforcement.grpo_run import grpo
 from cygnet.stages.sft import sft
 from cygnet.text.tokenizer import Tokenizer
 from tests.models import random_model
-from tests.stages.reinforcement.test_grpo import Rule, by_length
+from tests.stages.reinforcement.test_grpo import ByFunction, by_length
 
 CONFIG = TrainConfig(
     steps=8, batch_tokens=4 * 128, max_seq_len=128, learning_rate=0.02, dtype="fp32",
@@ -161,13 +161,13 @@ def test_what_earns_is_learnt_by_adapters_too(start: Path, tmp_path: Path) -> No
     run, rows = tmp_path / "run", [{"prompt": f"soup {i}"} for i in range(6)]
     method = GrpoConfig(prompts_per_step=2, group_size=4, max_new_tokens=8)
     config = replace(CONFIG, steps=2, learning_rate=1e-3)
-    grpo((rows[:4], rows[4:]), Rule(by_length), start, run, config, method, lora=LORA)
+    grpo((rows[:4], rows[4:]), ByFunction(by_length), start, run, config, method, lora=LORA)
     base, _ = load_folder(start)
     found, _ = load_folder(run)
     assert torch.equal(logits(with_adapter(base, run / "adapter")), logits(found))
     assert not torch.equal(logits(base), logits(found))
     with pytest.raises(UserError, match=r"--lora_dropout 0.1: grpo compares.*leave it at 0"):
         dropping = replace(LORA, lora_dropout=0.1)
-        grpo((rows[:4], rows[4:]), Rule(by_length), start, run, config, method, lora=dropping)
+        grpo((rows[:4], rows[4:]), ByFunction(by_length), start, run, config, method, lora=dropping)
     told = [line["mismatch"] for line in metrics(run) if "mismatch" in line]
     assert len(told) == 2 and max(told) < 1e-4  # what samples is what is trained

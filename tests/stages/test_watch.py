@@ -126,3 +126,12 @@ def test_what_was_seen_and_told_outlives_a_stop() -> None:
     after.load_state(json.loads(json.dumps(before.state())))
     after(2, {"x": -6.5, "y": 2.0})
     assert after.told == [(2, "fell to -6.5")]
+
+
+def test_of_other_rules_nothing_is_known_and_of_no_figure_that_none_names() -> None:
+    watch = Watch("dpo", [Rule(metric="x", low=-1, range_of="change", sentence="fell")])
+    for strange in ([], {}, {"first": {"x": 9.0}, "rules": [{}, {}]}):
+        watch.load_state(strange)
+        assert watch.state() == {"first": {}, "rules": [{"outside_since": None, "is_told": False}]}
+    watch(1, {"x": 1.0, "elapsed_s": 3.0})
+    assert watch.first == {"x": 1.0}

@@ -5,7 +5,7 @@ rejected: against an answer of its own that keeps the form where there is one (w
 little but the form), against the real poem else. Recipes: the real one is chosen over the same
 with its steps shuffled, a part missing, or the ingredients of another. A person's own texts: the
 real continuation is chosen over one that the model wrote. By choice real poems are chosen over the
-same with a character or a line too few or too many, which costs no answers.
+same with a character or a couplet too few or too many, which costs no answers.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class PairConfig:
     num_recipe_pairs: int = 150
     """Pairs of recipes to train on."""
     num_spoilt_poems: int = 0
-    """Pairs to train on of a real poem and the same with a character or a line too few or too
+    """Pairs to train on of a real poem and the same with a character or a couplet too few or too
     many."""
     num_own_prompts: int = 150
     """Requests to continue a person's own text that are answered, for training."""
@@ -305,7 +305,8 @@ def _spoilt_poems(
         real = row["messages"][-1]["content"]
         chooser = random.Random(_hash(config.seed, row["messages"]))
         wrong, way = chooser.choice(list(_SPOILT.items()))
-        if spoilt := way(real, chooser):
+        spoilt = way(real, chooser)
+        if spoilt and not is_poem_of_form(spoilt, row["form"]):
             yield _pair(row, real, spoilt, f"real poem over the same with {wrong}")
 
 
@@ -318,8 +319,8 @@ def _one_character(text: str, chooser: random.Random, times: int) -> str:
 _SPOILT: dict[str, Callable[[str, random.Random], str]] = {
     "a character too few": lambda text, chooser: _one_character(text, chooser, 0),
     "a character too many": lambda text, chooser: _one_character(text, chooser, 2),
-    "a line too few": lambda text, _: text.rpartition("\n")[0],
-    "a line too many": lambda text, _: f"{text}\n{text.splitlines()[0]}",
+    "a couplet too few": lambda text, _: text.rpartition("\n")[0],
+    "a couplet too many": lambda text, _: f"{text}\n{text.splitlines()[0]}",
 }
 
 

@@ -29,7 +29,7 @@ def preference_rules(config: DpoConfig, equal_share: float = 0.0) -> list[Rule]:
         config: the loss.
         equal_share: of the pairs that were given, those left out because their sides are equal.
     """
-    rules = [
+    return [
         _signal(config, equal_share),
         _swapped(config),
         Rule(
@@ -56,7 +56,6 @@ def preference_rules(config: DpoConfig, equal_share: float = 0.0) -> list[Rule]:
             "--learning_rate, or take fewer epochs",
         ),
     ]  # fmt: skip
-    return rules
 
 
 def length_ratio(metrics: Metrics, _: Metrics) -> float:

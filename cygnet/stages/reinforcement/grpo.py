@@ -291,7 +291,7 @@ class GrpoStage:
         advantages = torch.cat([group.advantages(self.kind.by_std) for group in groups])
         counts = torch.tensor([episode.num_own for episode in episodes])
         shares = token_shares(self.kind, counts, self.config.max_new_tokens)
-        kept = self._kept(episodes, advantages)
+        kept = self._kept(episodes, advantages, shares)
         packed = EpisodeRows([episodes[at] for at in kept], self.row_length)
         sampled = packed.lay([episodes[at].log_probs for at in kept])
         reference = torch.zeros_like(sampled)
@@ -315,7 +315,7 @@ class GrpoStage:
         """Whether weights change between a rollout and the last update from it."""
         return self.config.updates_per_rollout > 1
 
-    def _kept(self, episodes: Sequence[Episode], advantages: Tensor) -> list[int]:
+    def _kept(self, episodes: Sequence[Episode], advantages: Tensor, shares: Tensor) -> list[int]:
         """Return which episodes have a gradient at all; at least one, for a batch needs a label."""
         kept = list(range(len(episodes)))
         if self.config.mask_truncated:
@@ -324,7 +324,8 @@ class GrpoStage:
             kept = [at for at in kept if advantages[at] != 0]
         if kept:
             return kept
-        advantages.zero_()  # of one that is kept for its label alone
+        for values in (advantages, shares):  # of one that is kept for its label alone
+            values.zero_()
         return [0]
 
     def _scored(self, model: Transformer, rows: Batch) -> Tensor:
@@ -357,8 +358,9 @@ class GrpoStage:
         return batch.num_labels
 
     def loss(self, model: Transformer, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the summed policy loss, and over tokens summed: how many are clipped, the KL
-        divergence from before the step, and how far the engine that drew them is from training.
+        """Return the summed policy loss, and over tokens summed: how far the engine that drew them
+        is from training, and after the first update from a rollout how many are clipped and the KL
+        divergence from the model that drew.
         """
         assert isinstance(rows, GrpoBatch)
         is_label = rows.labels != IGNORE
@@ -372,11 +374,11 @@ class GrpoStage:
         cap = self.config.importance_cap
         losses = losses * importance_weights(old, sampled, cap)
         metrics = {
-            "clipped": is_clipped.float(),
-            "step_kl": k3_kl(old, log_probs),
             "mismatch": (old - sampled).abs(),
             "mismatch_capped": ((old - sampled).exp() > cap).float(),
         }
+        if self._has_old:
+            metrics |= {"clipped": is_clipped.float(), "step_kl": k3_kl(old, log_probs)}
         if self.config.kl_coef:
             metrics["kl"] = k3_kl(log_probs, rows.reference[is_label])
             losses = losses + self.config.kl_coef * metrics["kl"]
@@ -430,7 +432,8 @@ class GrpoStage:
         if not state:
             return
         self.first, self.cursor, self.num_failures = (int(value) for value in state["place"])
-        self.watching.load_tensor(state["watch"])
+        if "watch" in state:
+            self.watching.load_tensor(state["watch"])
         while f"{len(self.batches)}.tokens" in state:
             at = len(self.batches)
             found = (state[f"{at}.{field.name}"] for field in fields(GrpoBatch))

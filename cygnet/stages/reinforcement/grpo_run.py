@@ -16,6 +16,7 @@ from cygnet.stages.reinforcement.functions import absolute, is_file_reference
 from cygnet.stages.reinforcement.groups import Judge
 from cygnet.stages.reinforcement.grpo import GrpoConfig, GrpoStage
 from cygnet.stages.reinforcement.prompts import Split, with_room
+from cygnet.stages.reinforcement.rewards.builtin import reward_name
 from cygnet.stages.reinforcement.rollout import Environment, Roller, RolloutConfig
 from cygnet.train.hardware import find_hardware
 
@@ -111,7 +112,7 @@ def sources(rewards: Sequence[str], environment: str | None) -> dict[str, str]:
         UserError: there is no such file.
     """
     found = {}
-    named = [("reward", text.rpartition("=")[0] or text) for text in rewards]
+    named = [("reward", reward_name(text)) for text in rewards]
     named += [("environment", text.strip()) for text in (environment or "").split(",")]
     for what, text in named:
         if is_file_reference(text):

@@ -335,7 +335,8 @@ class PpoStage:
             return
         first_step, rollouts, *others = state["progress"].tolist()
         self.progress = Progress(int(first_step), int(rollouts), *others)
-        self.watching.load_tensor(state["watch"])
+        if "watch" in state:
+            self.watching.load_tensor(state["watch"])
         if "tokens" in state:
             self.rows = PpoBatch(*(state[field.name] for field in fields(PpoBatch)))
 

@@ -16,6 +16,7 @@ from cygnet.messages import parse_messages, parse_tools, validate
 from cygnet.progress import say
 from cygnet.stages.given_rows import numbered_rows
 from cygnet.stages.reinforcement.groups import is_held_out
+from cygnet.stages.reinforcement.rewards.builtin import BESIDE
 from cygnet.stages.reinforcement.rollout import (
     MIN_ANSWER_TOKENS,
     Environment,
@@ -65,8 +66,7 @@ def checkable_prompts(instructions: Path, rewards: Iterable[str]) -> Split:
     `rhyme` goes with the form of a poem.
     """
     asked = set(rewards)
-    if "rhyme" in asked:
-        asked.add("poem_form")
+    asked |= {BESIDE[name] for name in asked if name in BESIDE}
     found: list[list[dict[str, Any]]] = []
     for part in asked_prompts(instructions):
         rows = []

@@ -11,9 +11,13 @@ COLLAPSED_SHARE = 0.1
 NO_SIGNAL_ROLLOUTS = 5
 """After so many rollouts without a better answer, a person is told."""
 MOST_TRUNCATED = 0.5
+"""Share of the answers that may be cut off."""
 LENGTH_FACTOR = 1.5
+"""How many times longer or shorter answers may become."""
 MORE_REPETITION = 0.1
+"""By how much the share of 4-grams that occurred before may rise."""
 REWARD_MOVE = 0.1
+"""In the reward models' own scores: a smaller move is none."""
 
 
 def grpo_rules(max_new_tokens: int, updates_per_rollout: int) -> list[Rule]:
@@ -53,7 +57,7 @@ def ppo_rules() -> list[Rule]:
             "that reject it",
         ),
         Rule(
-            metric=_disagreement, high=REWARD_MOVE,
+            metric=_disagreement, compares=("reward", "judge_reward"), high=REWARD_MOVE,
             sentence=lambda metrics: (
                 f"the reward has risen to {metrics['reward']:.2f}, and the judge's has fallen to "
                 f"{metrics['judge_reward']:.2f}: the policy has found what its reward model alone "

@@ -79,15 +79,8 @@ def test_each_pair_is_what_it_says(
             assert not (checks.has_ingredients and checks.has_steps)
 
 
-class Silent(Generator):
-    """Answers nothing."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-
-
 def test_spoilt_poems_break_the_form_in_each_way_and_cost_no_answer(
-    instructions: Path, tokenizer: Tokenizer, tmp_path: Path
+    instructions: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [row("poem", f"写一首五言绝句 {i}", POEM, form="五言绝句") for i in range(40)]
     with JsonlWriter(instructions / "train.jsonl.zst") as writer:
@@ -96,12 +89,14 @@ def test_spoilt_poems_break_the_form_in_each_way_and_cost_no_answer(
     config = PairConfig(
         num_poem_prompts=0, num_recipe_pairs=0, num_own_prompts=0, num_spoilt_poems=30
     )
-    build_pairs(instructions, Silent(tokenizer), tmp_path / "pairs", config, 1024)
+    silent = Generator(random_model(), tokenizer)
+    monkeypatch.setattr(silent, "generate", None)
+    build_pairs(instructions, silent, tmp_path / "pairs", config, 1024)
     pairs = list(read_jsonl(tmp_path / "pairs" / "train.jsonl.zst"))
     assert len(pairs) == 30 and all(pair["chosen"] == POEM for pair in pairs)
     assert not any(is_poem_of_form(pair["rejected"], "五言绝句") for pair in pairs)
-    line = len(POEM) // 2 + 1  # with its line end
-    assert {len(pair["rejected"]) - len(POEM) for pair in pairs} == {-1, 1, -line, line}
+    couplet = len(POEM) // 2 + 1  # with its line end
+    assert {len(pair["rejected"]) - len(POEM) for pair in pairs} == {-1, 1, -couplet, couplet}
 
 
 def test_the_same_model_gives_the_same_pairs(

@@ -35,7 +35,7 @@ class Worth:
     failure: str | None = None
 
 
-class Rule:
+class ByFunction:
     """A judge of one plain function; none for an answer that it cannot judge."""
 
     def __init__(self, value: Callable[[str], float | None]) -> None:
@@ -55,11 +55,13 @@ def by_length(answer: str) -> float:
 
 
 def stage(
-    tokenizer: Tokenizer, value: Callable[[str], float | None] = by_length, **method: Any
-) -> GrpoStage:
+    tokenizer: Tokenizer, value: Callable[[str], float | None] = by_length,
+    reference: Transformer | None = None, **method: Any,
+) -> GrpoStage:  # fmt: skip
     settings = {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 12} | method
     return GrpoStage(
-        tokenizer, ROWS[:4], ROWS[4:], Rule(value), GrpoConfig(**settings), 64, seed=0
+        tokenizer, ROWS[:4], ROWS[4:], ByFunction(value), GrpoConfig(**settings), 64, seed=0,
+        reference=reference,
     )  # fmt: skip
 
 
@@ -121,7 +123,7 @@ def test_answers_without_an_advantage_are_left_out_and_change_no_gradient(
     for everything in (False, True):
         made = stage(tokenizer, lambda answer: float(len(answer) % 4 == 0), group_size=3)
         if everything:
-            monkeypatch.setattr(made, "_kept", lambda episodes, _: list(range(len(episodes))))
+            monkeypatch.setattr(made, "_kept", lambda episodes, *_: list(range(len(episodes))))
         told = made.collect(0, lambda: model)
         found.append((made.batch(0), step(made, model, made.batch(0))))
     assert 0 < told["zero_groups"] < 1
@@ -207,11 +209,16 @@ def test_answers_that_cannot_be_judged_are_dropped_and_too_many_stop_the_run(
         stage(tokenizer, lambda _: None).collect(0, lambda: model)
 
 
+@pytest.mark.parametrize("updates", [1, 2])
 def test_a_person_is_warned_once(
-    tokenizer: Tokenizer, model: Transformer, capsys: pytest.CaptureFixture[str]
+    tokenizer: Tokenizer, model: Transformer, capsys: pytest.CaptureFixture[str], updates: int
 ) -> None:
-    made = stage(tokenizer, lambda _: 0.5)
-    for number in range(7):
+    made = stage(tokenizer, lambda _: 0.5, updates_per_rollout=updates)
+    for number in range(4 * updates):
+        made.collect(number, lambda: model)
+    assert "no answer earned more than another" not in capsys.readouterr().err
+    made = stage(tokenizer, lambda _: 0.5, updates_per_rollout=updates)
+    for number in range(7 * updates):
         made.collect(number, lambda: model)
         assert made.weight(made.batch(number)) > 0
         assert not made.batch(number).advantages.any()
@@ -245,6 +252,15 @@ def test_a_truncated_answer_can_teach_nothing(tokenizer: Tokenizer, model: Trans
         for document in range(int(batch.document_ids[row].max()) + 1):
             labels = batch.labels[row][batch.document_ids[row] == document]
             assert int(labels[-1]) in (tokenizer.im_end_id, tokenizer.eos_id)
+
+
+def test_a_step_of_truncated_answers_alone_teaches_nothing(
+    tokenizer: Tokenizer, model: Transformer
+) -> None:
+    nowhere = {"mask_truncated": True, "max_new_tokens": 1, "kl_coef": 1.0}
+    made = stage(tokenizer, reference=model, **nowhere)
+    assert made.collect(0, lambda: model)["truncated"] == 1
+    assert not step(made, random_model(seed=1), made.batch(0)).any()
 
 
 def test_long_answers_are_penalised_in_training_alone(

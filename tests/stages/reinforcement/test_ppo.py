@@ -323,7 +323,8 @@ FIGURES = {
         ({"reward": 1.5, "judge_reward": 0.5}, "the judge's has fallen to 0.50"),
         ({"reward": 1.5, "judge_reward": 1.1}, ""),
         ({"reward": 0.9, "judge_reward": 0.5}, ""),
-        ({"answer_entropy": 0.1}, "the entropy of the answers has collapsed to 0.100"),
+        ({"answer_entropy": 0.21}, ""),
+        ({"answer_entropy": 0.19}, "the entropy of the answers has collapsed to 0.190"),
     ],
 )
 def test_a_trick_is_named_once_with_its_step(

@@ -186,7 +186,7 @@ def _grpo(
     model: Transformer, shards: ShardReader, config: TrainConfig, tokenizer: Tokenizer
 ) -> Made:
     method = GrpoConfig(
-        loss="dapo", prompts_per_step=3, group_size=3, updates_per_rollout=2, resample=1,
+        loss="dapo", prompts_per_step=3, group_size=3, resample=1,
         kl_coef=0.05, max_new_tokens=8, heldout_prompts=3,
     )  # fmt: skip
     rows = [{"prompt": f"a {'b' * length}"} for length in range(1, 9)]

@@ -49,15 +49,21 @@ class Reward:
         return is_file_reference(self.name) and not any(map(is_file_reference, wanted))
 
 
+def reward_name(text: str) -> str:
+    """Return `NAME` or `FILE.py:NAME` of a reward as it is typed, with a weight or without."""
+    name, _, last = text.strip().rpartition("=")
+    return name or last
+
+
 def find_reward(text: str) -> Reward:
     """Return the reward that `NAME`, `FILE.py:NAME` or either with `=WEIGHT` behind it names.
 
     Raises:
         UserError: no such name or file, or a weight that is no finite number.
     """
-    name, equals, written = text.strip().rpartition("=")
-    if not equals:
-        name, written = written, "1"
+    name = reward_name(text)
+    behind = text.strip()[len(name) :]
+    written = behind[1:] if behind else "1"
     try:
         weight = float(written)
     except ValueError:

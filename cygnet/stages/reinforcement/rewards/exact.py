@@ -10,7 +10,12 @@ from cygnet.corpus.numbers import last_number, numbers_in
 from cygnet.errors import require
 from cygnet.stages.reinforcement.rewards.fields import Row, needed
 
-_SUM = re.compile(r"(?P<terms>\d[\d,]*(?:\s*\+\s*\d[\d,]*)+)\s*=\s*(?P<total>\d[\d,]*\b)")
+_TERM = r"\d{1,15}(?:,\d{3})*"
+_SUM = re.compile(
+    r"(?<![\d.)+\-*/×])(?<!\d,)(?<![+\-*/×] )"  # not in the middle of another expression
+    rf"(?P<terms>{_TERM}(?:\s*\+\s*{_TERM})+)\s*=\s*(?P<total>{_TERM})"
+    r"(?!\d|\.\d|\s*[+\-*/×])"
+)
 _LETTERS = re.compile(r"[^\W\d_]")
 RIGHT_NUMBER_OTHER_SCRIPT = 0.5
 SHARE_LETTERS = 0.2
@@ -21,31 +26,32 @@ def arithmetic(answer: str, row: Row) -> float:
     """Return 1 if the answer's last number is `row["answer"]`, written as `row["script"]` says.
 
     `script` is `digits`, `words` or `chinese`; without it any will do, and a right number written
-    otherwise gives 0.5. A right number is worth nothing behind working that does not lead to it: a
-    sum that is false ("4+6=9"), or another number in digits after the last of the sums. Such an
-    answer is right by chance, and learning from it spoils the working.
+    otherwise gives 0.5. A right number is worth nothing beside working that contradicts it: a sum
+    that is false ("4+6=9"), or another number in digits at the end of what follows the last sum.
+    Such an answer is right by chance, and learning from it spoils the working.
 
     Raises:
         KeyError: the row has no `answer`.
     """
     right = int(needed(row, "answer", "arithmetic"))
     found = last_number(answer)
-    if found is None or found[0] != right or not _leads_to(answer, right):
+    if found is None or found[0] != right or _contradicts(answer, right):
         return 0.0
     script = found[1]
     return 1.0 if row.get("script", script) == script else RIGHT_NUMBER_OTHER_SCRIPT
 
 
-def _leads_to(answer: str, right: int) -> bool:
-    """Return whether all sums of an answer are true, and all digits after them the right number."""
+def _contradicts(answer: str, right: int) -> bool:
+    """Return whether a sum of an answer is false, or the last digits behind the sums are another
+    number."""
     end = len(answer)
     for stated in _SUM.finditer(answer):
         terms = stated["terms"].replace(",", "").split("+")
         if sum(map(int, terms)) != int(stated["total"].replace(",", "")):
-            return False
+            return True
         end = stated.end()
-    after = numbers_in(answer[end:])
-    return all(number == right for number, script in after if script == "digits")
+    behind = [number for number, script in numbers_in(answer[end:]) if script == "digits"]
+    return bool(behind) and behind[-1] != right
 
 
 def spelling(answer: str, row: Row) -> float:

@@ -1,4 +1,4 @@
-"""What the built-in rewards give, and that they climb as an answer gets better."""
+"""What the built-in rewards give, and that most climb as an answer gets better."""
 
 import json
 from itertools import pairwise
@@ -89,6 +89,13 @@ def test_a_real_recipe_earns_more_than_one_of_another_dish_or_without_steps() ->
         ("7+5=12, 3+4+1=8: 81, eighty-two", {"answer": 82, "script": "words"}, 0),
         ("3 ducks and 79 geese are 82", {"answer": 82}, 1),
         ("1,000 + 12 = 1,012, so 1,012.", {"answer": 1012}, 1),
+        ("7+5=12,3+4+1=8: 82", {"answer": 82}, 1),
+        ("7+5=12, 3+4+1=8: 8 tens and 2 ones are 82", {"answer": 82}, 1),
+        ("10-3+4=11, so 11", {"answer": 11}, 1),
+        ("2*3+4=10", {"answer": 10}, 1),
+        ("3.5+4=7.5, or 8", {"answer": 8}, 1),
+        ("7+5=10+2, or 12", {"answer": 12}, 1),
+        ("9" * 5000 + "+1=2, so 82", {"answer": 82}, 1),
         ("83", {"answer": 82}, 0),
         ("I do not know", {"answer": 82}, 0),
     ],
