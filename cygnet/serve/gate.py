@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers
@@ -17,6 +18,10 @@ DISCARDED_BYTES = 64 * 2**20
 """Of a body that is too large so much is read and thrown away, so that the client, which writes
 before it reads, gets the answer; one that sends more is cut off."""
 CLIENT_LEFT = 499
+MAX_DEPTH = 256
+"""Lists and objects within each other, in a body."""
+_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+"""A bracket, or a text, whose brackets do not count."""
 
 
 class BodyLost(Exception):
@@ -109,6 +114,7 @@ class Gate:
         try:
             body = await self._read_in_time(receive)
             check_text(body)
+            check_depth(body)
             await self._app(scope, _replay(body, receive), send)
         finally:
             self.num_open -= 1
@@ -192,6 +198,23 @@ def check_text(body: bytes) -> None:
         ) from error  # fmt: skip
     except (ValueError, RecursionError):
         return  # no JSON: it is said where it is read
+
+
+def check_depth(body: bytes) -> None:
+    """Refuse lists and objects within each other that only a raised limit of Python's would hold.
+
+    The limit is not asked: compiling with torch raises it for the whole process.
+
+    Raises:
+        ApiError: says how deep is allowed.
+    """
+    if body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
+        return
+    depth = 0
+    for found in _BRACKET.finditer(body):
+        depth += {b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(found[0], 0)
+        if depth > MAX_DEPTH:
+            raise ApiError(400, f"the body is nested too deeply: at most {MAX_DEPTH} levels")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -63,7 +63,8 @@ def deep(depth: int) -> Any:
          "response_format.json_schema", "missing"),
         (CHAT, {"messages": [USER], "response_format": {"type": "json_schema", "json_schema": {
             "schema": {"type": "nonsense"}}}}, "response_format.json_schema", "nonsense"),
-        (CHAT, {"messages": [USER], "chat_template_kwargs": deep(600)}, None, "nested"),
+        (CHAT, {"messages": [USER], "chat_template_kwargs": deep(260)}, None,
+            "nested too deeply: at most 256"),
         (COMPLETIONS, {"prompt": []}, "prompt", "empty"),
         (COMPLETIONS, {"prompt": [1, 99999]}, "prompt", "beyond 0 to"),
         (COMPLETIONS, {"prompt": ["a"] * 20}, "prompt", "20 asked for"),
