@@ -33,7 +33,7 @@ PREPARATION_TIMEOUT = timedelta(days=7)
 """How long the others wait while rank 0 prepares data."""
 HEARTBEAT_S = 1.0
 STORE_ANSWERS_S = 10.0
-"""How long rank 0's store may take to say who is missing; that of a stopped rank 0 never does."""
+"""How long rank 0's store may take to answer; that of a stopped rank 0 never does."""
 SHARED_FOLDER_S = 30.0
 """How long a network file system may take to show one machine what another wrote."""
 _ADDRESS = "cygnet/address"
@@ -96,6 +96,7 @@ def connect(timeout_s: float) -> World:
     try:
         store = _store(place)
         _show_life(store.clone(), place.rank)
+        atexit.register(_leave)
         _shared[:] = [store]
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if has_gpus else "gloo",
@@ -118,6 +119,7 @@ def be_a_group() -> None:
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        atexit.register(_leave)
 
 
 def is_restart() -> bool:
@@ -130,6 +132,17 @@ def disconnect() -> None:
     """Leave the group, if there is one; the others are not waited for."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _leave() -> None:
+    """End torch's threads while the interpreter is still open.
+
+    One that comes back from torch's code into a closed interpreter aborts the process. A thread
+    that waits for a process that is gone is not waited for long.
+    """
+    leaving = threading.Thread(target=disconnect, daemon=True)
+    leaving.start()
+    leaving.join(STORE_ANSWERS_S)
 
 
 @contextmanager
@@ -300,7 +313,7 @@ def _read_all(store: Any, what: str) -> list[int | None]:
 
 
 def _show_life(store: Any, rank: int) -> None:
-    """Count up at the store for as long as this process runs."""
+    """Count up at the store for as long as this process runs; for the end see `_leave`."""
     is_over = threading.Event()
 
     def beat() -> None:
@@ -313,8 +326,6 @@ def _show_life(store: Any, rank: int) -> None:
                 return
 
     def end() -> None:
-        # A thread that comes back from the store's code into a closed interpreter aborts the
-        # process; one that a stopped rank 0 holds there is not waited for long.
         is_over.set()
         beating.join(STORE_ANSWERS_S)
 

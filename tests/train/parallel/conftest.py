@@ -6,7 +6,7 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def by_hand(*arguments: str, size: int = 2, **pipes: Any) -> list["subprocess.Popen[str]"]:
+def by_hand(
+    *arguments: str, size: int = 2, program: Sequence[str] = (RUNNER,), **pipes: Any
+) -> list["subprocess.Popen[str]"]:
     """Start processes as a scheduler does, so that each one's exit code can be seen.
 
     `%r` in the arguments becomes the rank.
@@ -81,7 +83,7 @@ def by_hand(*arguments: str, size: int = 2, **pipes: Any) -> list["subprocess.Po
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
     return [
         subprocess.Popen(
-            [sys.executable, RUNNER, *(a.replace("%r", str(rank)) for a in arguments)],
+            [sys.executable, *program, *(a.replace("%r", str(rank)) for a in arguments)],
             env={**environment(), **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             text=True, **pipes,
         )

@@ -96,6 +96,23 @@ def test_a_process_that_is_done_ends_in_peace_while_it_shows_life() -> None:
     assert [process.returncode for process in ending] == [0] * len(ending), said
 
 
+LEAVING = """
+import torch
+import torch.distributed as dist
+from cygnet.train.parallel.group import connect
+connect(60.0)
+for _ in range(500):
+    dist.all_reduce(torch.zeros(20_000), async_op=True)
+"""
+
+
+def test_a_process_that_is_done_ends_in_peace_while_gloo_drops_its_tensors() -> None:
+    """As above: gloo's threads need the interpreter to let go of a tensor."""
+    ending = [by_hand(program=("-c", LEAVING), stderr=subprocess.PIPE) for _ in range(3)]
+    said = [process.communicate()[1] for pair in ending for process in pair]
+    assert [process.returncode for pair in ending for process in pair] == [0] * 6, said
+
+
 def start(words: dict[str, Any]) -> list["subprocess.Popen[str]"]:
     return by_hand(json.dumps(words), stderr=subprocess.PIPE)
 
