@@ -14,12 +14,24 @@ PLAIN_INTERVAL_S = 10.0
 
 
 _silent = False
+_rewrite: Callable[[str], str] = str
 
 
 def only_rank_zero_speaks(rank: int) -> None:
     """Keep all processes of a run but the first from saying anything."""
     global _silent
     _silent = rank != 0
+
+
+@contextmanager
+def reworded(rewrite: Callable[[str], str]) -> Iterator[None]:
+    """Let what is said meanwhile be put in other words first."""
+    global _rewrite
+    before, _rewrite = _rewrite, rewrite
+    try:
+        yield
+    finally:
+        _rewrite = before
 
 
 def say(message: str) -> None:
@@ -31,7 +43,7 @@ def say(message: str) -> None:
 
     if _silent:
         return
-    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(_rewrite(message), markup=False)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from cygnet.evals.report import write_report
 from cygnet.evals.result import EvalConfig
 from cygnet.export.huggingface import find_model
 from cygnet.files import folder_atomic, write_atomic
-from cygnet.progress import say
+from cygnet.progress import reworded, say
 from cygnet.stages.distillation.distill import DistillConfig
 from cygnet.stages.distillation.distill_run import distill
 from cygnet.stages.preference.dpo import DpoConfig, dpo
@@ -242,15 +242,19 @@ METHOD_OF = {
 
 @contextmanager
 def _flags_of(stage: str) -> Iterator[None]:
-    """Let errors name a stage's flags as a whole run spells them: --device as --sft.device."""
-    try:
-        yield
-    except UserError as error:
-        told = str(error)
+    """Let what is said name flags as a whole run spells them: --device as --sft.device."""
+
+    def rewrite(told: str) -> str:
         for section in filter(None, (stage, METHOD_OF.get(stage))):
             names = "|".join(vars(getattr(RunCommand, section)))
             told = re.sub(rf"--({names})\b", rf"--{section}.\1", told)
-        error.args = (told,)
+        return told
+
+    try:
+        with reworded(rewrite):
+            yield
+    except UserError as error:
+        error.args = (rewrite(str(error)),)
         raise
 
 

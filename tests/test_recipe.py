@@ -17,6 +17,7 @@ from cygnet import cli, recipe, steps
 from cygnet.config import read_yaml
 from cygnet.errors import UserError
 from cygnet.files import read_jsonl, sha256_file
+from cygnet.progress import say
 from cygnet.train.hardware import choose_device
 
 WORDS = "the old swan sleeps near a cold lake while grey rain falls on reeds and stones".split()
@@ -236,6 +237,14 @@ def test_errors_name_the_flags_of_a_whole_run(tmp_path: Path) -> None:
         recipe._flags_of("grpo"),
     ):
         raise UserError("--steps, not --max_turns")
+
+
+def test_warnings_name_the_flags_of_a_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with recipe._flags_of("dpo"):
+        say("raise --beta, or lower --learning_rate")
+    say("raise --beta")
+    told = "raise --preference.beta, or lower --dpo.learning_rate\nraise --beta\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "run"])
