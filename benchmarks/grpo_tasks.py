@@ -97,7 +97,7 @@ def one_seed(
         shown, arguments.start, out / "shards", out / "sft",
         TrainConfig(epochs=arguments.sft_epochs, batch_tokens=arguments.sft_batch_tokens,
                     max_seq_len=arguments.max_seq_len, learning_rate=arguments.sft_learning_rate,
-                    seed=seed, compile="off"),
+                    seed=seed, compile=arguments.compile),
     )  # fmt: skip
     tuned_s = time.monotonic() - begun
     before = success(tuned, heldout, REWARD_OF[arguments.task], world, arguments.max_new_tokens)
@@ -112,7 +112,7 @@ def one_seed(
             TrainConfig(steps=arguments.steps, learning_rate=arguments.learning_rate, seed=seed,
                         embedding_learning_rate=arguments.learning_rate / 10,
                         batch_tokens=arguments.max_seq_len * 8,
-                        max_seq_len=arguments.max_seq_len, compile="off"),
+                        max_seq_len=arguments.max_seq_len, compile=arguments.compile),
             GrpoConfig(loss=arguments.loss, prompts_per_step=arguments.prompts,
                        group_size=arguments.group_size, max_new_tokens=arguments.max_new_tokens,
                        resample=arguments.resample, max_turns=MAX_TURNS),
@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--max_new_tokens", type=int, default=40)
     parser.add_argument("--resample", type=int, default=1)
     parser.add_argument("--loss", default="grpo")
+    parser.add_argument("--compile", default="off")
     parser.add_argument("--plot", type=Path, help="where to draw the curves")
     arguments = parser.parse_args()
     world = find_environment("tools") if arguments.task == "tools" else None

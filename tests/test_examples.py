@@ -18,7 +18,10 @@ from cygnet.serve.settings import ServeConfig
 
 ROOT = Path(__file__).parent.parent
 CLUSTER, DOCKER = ROOT / "examples/cluster", ROOT / "examples/docker"
-DOCUMENTS = [ROOT / name for name in ("docs/distributed.md", "docs/serving.md", "README.md")]
+DOCUMENTS = [
+    ROOT / "README.md", ROOT / "README.zh.md",
+    *sorted(path for path in ROOT.glob("docs/**/*.md") if path.name != "lab-book.md"),
+]  # fmt: skip
 LAUNCH_FILES = {
     path.name: re.findall(r'verb="(\w+)"', path.read_text())[0] for path in ROOT.glob("train_*.py")
 }
@@ -53,6 +56,7 @@ COMMANDS = [
     for line in code_of(path)
     for verb, arguments in trainings(line)
     if verb in cli.VERBS and "--help" not in arguments
+    if len(arguments) > 1  # `cygnet eval` in a sentence only names the command
 ]
 
 
@@ -63,8 +67,9 @@ def check_flags(verb: str, arguments: list[str]) -> None:
 
 
 def test_commands_are_found() -> None:
-    assert {name for name, _, _ in COMMANDS} == {*(path.name for path in DOCUMENTS), "slurm.sh"}
-    assert len(COMMANDS) > 8
+    named = {name for name, _, _ in COMMANDS}
+    assert named > {"README.md", "README.zh.md", "distributed.md", "grpo.md", "slurm.sh"}
+    assert len(COMMANDS) > 60
 
 
 @pytest.mark.parametrize(("file", "verb", "arguments"), COMMANDS, ids=str)
