@@ -23,6 +23,7 @@ from cygnet.evals.report import write_report
 from cygnet.evals.result import EvalConfig
 from cygnet.export.huggingface import find_model
 from cygnet.files import folder_atomic, write_atomic
+from cygnet.model.lora import NO_LORA, LoraConfig
 from cygnet.progress import reworded, say
 from cygnet.stages.distillation.distill import DistillConfig
 from cygnet.stages.distillation.distill_run import distill
@@ -83,6 +84,8 @@ class RunCommand:
     """What grpo's answers earn for, of rewards that can check an instruction (`cygnet grpo`)."""
     reinforcement: GrpoConfig = GrpoConfig()
     grpo: TrainConfig = TRAINING["grpo"]
+    lora: LoraConfig = NO_LORA
+    """Adapters, in every stage after pretraining."""
     eval: EvalConfig = EvalConfig()
 
 
@@ -147,16 +150,18 @@ class _Way:
             self.last = distill(
                 find_model(config.teacher or Path()), self.last, config.model, data,
                 self.run / "shards" / "distill", self.run / "distill", config.distill,
-                config.distillation, renew=True,
+                config.distillation, renew=True, lora=config.lora,
             )  # fmt: skip
 
     def sft(self) -> None:
         """Conversations to a model that answers."""
-        instructions, shards = self.instructions, self.run / "shards" / "sft"
+        config, run = self.config, self.run
+        instructions = self.instructions
         with _flags_of("sft"):
             self.last = sft(
-                instructions, self.last, shards, self.run / "sft", self.config.sft, renew=True
-            )
+                instructions, self.last, run / "shards" / "sft", run / "sft",
+                config.sft, renew=True, lora=config.lora,
+            )  # fmt: skip
 
     def dpo(self) -> None:
         """Pairs to a model that prefers."""
@@ -167,7 +172,7 @@ class _Way:
         with _flags_of("dpo"):
             self.last = dpo(
                 pairs, self.last, run / "shards" / "dpo", run / "dpo",
-                config.dpo, config.preference, renew=True,
+                config.dpo, config.preference, renew=True, lora=config.lora,
             )  # fmt: skip
 
     def reward(self) -> None:
@@ -177,7 +182,10 @@ class _Way:
             return
         with _flags_of("reward"):
             folder = self.run / "reward"
-            judge = reward(pairs, self.last, folder, config.reward, config.judging, renew=True)
+            judge = reward(
+                pairs, self.last, folder, config.reward, config.judging, renew=True,
+                lora=config.lora,
+            )  # fmt: skip
         on_rank_zero(lambda: measure(judge, pairs, folder, config.reward))
 
     def ppo(self) -> None:
@@ -189,7 +197,7 @@ class _Way:
         with _flags_of("ppo"):
             self.last = ppo(
                 asked_prompts(self.instructions), self.last, judge, None, self.run / "ppo",
-                config.ppo, config.rlhf, renew=True,
+                config.ppo, config.rlhf, renew=True, lora=config.lora,
             )  # fmt: skip
 
     def grpo(self) -> None:
@@ -203,7 +211,7 @@ class _Way:
         with _flags_of("grpo"), Judge(config.rewards) as judge:
             self.last = grpo(
                 prompts, judge, self.last, self.run / "grpo", config.grpo, config.reinforcement,
-                config.rewards, renew=True,
+                config.rewards, renew=True, lora=config.lora,
             )  # fmt: skip
 
     def _pairs(self, stage: str) -> Path | None:
@@ -245,7 +253,7 @@ def _flags_of(stage: str) -> Iterator[None]:
     """Let what is said name flags as a whole run spells them: --device as --sft.device."""
 
     def rewrite(told: str) -> str:
-        for section in filter(None, (stage, METHOD_OF.get(stage))):
+        for section in filter(None, (stage, METHOD_OF.get(stage), "lora")):
             names = "|".join(vars(getattr(RunCommand, section)))
             told = re.sub(rf"--({names})\b", rf"--{section}.\1", told)
         return told

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from cygnet import cli, recipe, steps
 from cygnet.config import read_yaml
@@ -104,6 +106,25 @@ def test_the_whole_way_and_then_only_what_changed(
     assert "sft: made again, for the data changed" in said
     assert re.search("evaluation of pretrain: made again, for .*num_others was 4, now 2", said)
     assert not re.search("[0-9a-f]{16}", said)
+
+
+def test_a_recipe_trains_adapters_where_it_is_told_to(
+    own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each stage has its own and leaves a whole model; what they leave alone stays as it was."""
+    out = tmp_path / "run"
+    run(own_text, out, "--lora.lora", "--lora.lora_rank", "2")
+    before, tuned, last = (
+        load_file(out / stage / "model/model.safetensors") for stage in ("pretrain", "sft", "dpo")
+    )
+    changed = {name for name, value in before.items() if not torch.equal(value, last[name])}
+    assert changed and all(".layers." in name and "_proj" in name for name in changed)
+    assert any(not torch.equal(value, last[name]) for name, value in tuned.items())
+    for stage in ("sft", "dpo"):
+        assert json.loads((out / stage / "adapter/adapter_config.json").read_text())["r"] == 2
+    with pytest.raises(SystemExit):
+        run(own_text, out, "--lora.lora", "--lora.lora_targets", "nothing")
+    assert "--lora.lora_targets" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
