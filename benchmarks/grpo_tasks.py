@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import time
 from collections.abc import Callable
@@ -32,17 +31,9 @@ RIGHT = 0.999
 MAX_TURNS = 4
 
 
-def at_once(row: Row) -> Row:
-    """Return a conversation in which the right answer comes without any call before it."""
-    asked = [m for m in row["messages"] if m["role"] in ("system", "user")]
-    return {**row, "messages": [*asked, row["messages"][-1]]}
-
-
-def instructions_of(tasks: Path, folder: Path, share_at_once: float) -> Path:
+def instructions_of(tasks: Path, folder: Path) -> Path:
     """Write the set's conversations as `cygnet sft` reads them, with none held out but the last."""
     rows = list(read_jsonl(tasks / "sft.jsonl"))
-    chooser = random.Random(0)
-    rows = [at_once(row) if chooser.random() < share_at_once else row for row in rows]
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("train", rows[:-8]), ("heldout", rows[-8:])):
         with JsonlWriter(folder / f"{name}.jsonl.zst") as writer:
@@ -92,7 +83,7 @@ def one_seed(
     )  # fmt: skip
     heldout = list(read_jsonl(tasks / "heldout.jsonl"))
     begun = time.monotonic()
-    shown = instructions_of(tasks, out / "instructions", arguments.share_at_once)
+    shown = instructions_of(tasks, out / "instructions")
     tuned = sft(
         shown, arguments.start, out / "shards", out / "sft",
         TrainConfig(epochs=arguments.sft_epochs, batch_tokens=arguments.sft_batch_tokens,
@@ -133,8 +124,6 @@ def main() -> None:
     parser.add_argument("--num_sft", type=int, default=540)
     parser.add_argument("--num_heldout", type=int, default=300)
     parser.add_argument("--two_calls", type=float, default=0.2)
-    parser.add_argument("--share_at_once", type=float, default=0.0,
-                        help="of the tuning's conversations answer without a call")  # fmt: skip
     parser.add_argument("--sft_epochs", type=float, default=4)
     parser.add_argument("--sft_batch_tokens", type=int, default=1024)
     parser.add_argument("--sft_learning_rate", type=float, default=5e-3)
