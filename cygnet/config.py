@@ -8,6 +8,7 @@ nearest allowed key when one is misspelt.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -237,12 +238,12 @@ class TrainConfig:
         )
         positive += ("checkpoint_every", "keep_checkpoints", "eval_every", "timeout_s")
         for name in (*given, *positive):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be above zero")
         optional = ("micro_batch", "threads", "embedding_learning_rate", "model_processes")
         for name in optional:
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name} is {value}: it must be above zero, or left out")
         for name in ("warmup_share", "decay_share"):
             if not 0 <= getattr(self, name) <= 1:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import hashlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
+
+from cygnet.errors import UserError
 
 T = TypeVar("T")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """Suffixes of compressed files, and pyarrow's names of how."""
+_seals: list[tuple[Path, frozenset[str]]] = []
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -51,6 +55,9 @@ def folder_atomic(path: Path) -> Iterator[Path]:
 
     An existing `path` is replaced. On an exception the temporary folder is removed and `path`
     stays as it was.
+
+    Raises:
+        UserError: `path` exists, is sealed, and would not be the same as before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _mend_after_a_crash(path)
@@ -59,6 +66,10 @@ def folder_atomic(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        if path.exists() and is_sealed(path):
+            if not _is_same(temporary, path):
+                raise UserError(why_sealed(path))
+            return
         for file in [*temporary.rglob("*"), temporary]:
             fsync(file)
         if path.exists():
@@ -71,6 +82,46 @@ def folder_atomic(path: Path) -> Iterator[Path]:
         fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def sealed(run: Path, but: Collection[str]) -> Iterator[None]:
+    """Let no `folder_atomic` change what a run learnt from meanwhile.
+
+    Args:
+        run: its folder.
+        but: what in it may be replaced.
+    """
+    _seals.append((run.resolve(), frozenset(but)))
+    try:
+        yield
+    finally:
+        _seals.pop()
+
+
+def is_sealed(path: Path) -> bool:
+    """Say whether a run learnt from what is there, and nothing may change it."""
+    parts = path.resolve().parts
+    return any(
+        run.parts == parts[: len(run.parts)] and parts[len(run.parts)] not in but
+        for run, but in _seals
+    )
+
+
+def why_sealed(path: Path) -> str:
+    """Say what may be done where `is_sealed`."""
+    return (
+        f"{path}: would be made anew, and the run in {path.parent} learnt from it as it is; give "
+        "another --out, or --resume never to keep that run aside and start anew"
+    )
+
+
+def _is_same(new: Path, old: Path) -> bool:
+    files = [file.relative_to(new) for file in new.rglob("*") if file.is_file()]
+    return all(
+        (old / file).is_file() and filecmp.cmp(new / file, old / file, shallow=False)
+        for file in files
+    )
 
 
 def _mend_after_a_crash(path: Path) -> None:

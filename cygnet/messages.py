@@ -27,17 +27,18 @@ _ALIASES = {
 }
 _CARRIED = ("reasoning_content", "tool_calls", "tool_call_id", "name")
 _LISTS = ("messages", "conversations", "conversation")
-_QUESTIONS = ("prompt", "question", "query")
-_ANSWERS = ("response", "answer", "completion", "output")
+_QUESTIONS = ("instruction", "prompt", "question", "query")
+_ANSWERS = ("output", "response", "answer", "completion")
 
 
 def parse_messages(row: Mapping[str, Any]) -> list[Message] | None:
     """Return the conversation in a row of a data set, or None if the row is none.
 
     Recognised are OpenAI's `messages`, ShareGPT's `conversations` (`from`, `value`), Alpaca
-    (`instruction`, `input`, `output`, also with `system` and `history`) and pairs such as `prompt`
-    and `response`. An assistant's content that opens with `<think>` is parted into
-    `reasoning_content` and `content`. The result is not checked: see `validate`.
+    (`instruction`, `input`, `output`), Dolly (`context`, `response`) and pairs such as `prompt`
+    and `response`; each also with `system` beside it, those without a list with `history`. An
+    assistant's content that opens with `<think>` is parted into `reasoning_content` and `content`.
+    The result is not checked: see `validate`.
 
     Raises:
         UserError: a message holds content that is no text.
@@ -45,13 +46,17 @@ def parse_messages(row: Mapping[str, Any]) -> list[Message] | None:
     for name in _LISTS:
         turns = row.get(name)
         if isinstance(turns, list) and all(_is_turn(turn) for turn in turns):
-            return [_message(turn, f"{name}[{i}]") for i, turn in enumerate(turns)]
-    if isinstance(row.get("instruction"), str) and isinstance(row.get("output"), str):
-        return _alpaca(row)
+            messages = [_message(turn, f"{name}[{i}]") for i, turn in enumerate(turns)]
+            has_own = bool(messages) and messages[0]["role"] == "system"
+            return messages if has_own else [*_exchange(row.get("system"), []), *messages]
     question, answer = _first_text(row, _QUESTIONS), _first_text(row, _ANSWERS)
-    if question is not None and answer is not None:
-        return _exchange(row.get("system"), [(question, answer)])
-    return None
+    if question is None or answer is None:
+        return None
+    if "instruction" in row:
+        beside = (row.get(name) for name in ("input", "context"))
+        parts = [question, *(part for part in beside if isinstance(part, str))]
+        question = "\n\n".join(part for part in parts if part.strip())
+    return _exchange(row.get("system"), [*_history(row), (question, answer)])
 
 
 def parse_tools(row: Mapping[str, Any]) -> list[Any] | None:
@@ -90,7 +95,15 @@ def why_no_conversation(row: Mapping[str, Any]) -> str | None:
         wrong = next((i for i, turn in enumerate(turns) if not _is_turn(turn)), None)
         if wrong is not None:
             return f"{name}[{wrong}]: no role; {wanted}"
-    return None
+    if "chosen" in row and "rejected" in row:
+        return "a preference pair, which cygnet dpo and cygnet reward learn from"
+    given = [
+        next((name for name in names if name in row), None) for names in (_QUESTIONS, _ANSWERS)
+    ]
+    if None in given:
+        return None
+    wrong_name = next((name for name in given if not isinstance(row[str(name)], str)), None)
+    return wrong_name and f"{wrong_name}: {type(row[wrong_name]).__name__} given, a text is wanted"
 
 
 def validate(messages: Sequence[Mapping[str, Any]], needs_answer: bool = True) -> None:
@@ -164,6 +177,8 @@ def _message(turn: Mapping[str, Any], where: str) -> Message:
         return {"role": "assistant", "content": "", "tool_calls": [_call(content, where)]}
     message: Message = {"role": role, "content": content}
     message |= {name: turn[name] for name in _CARRIED if turn.get(name)}
+    if role == "assistant" and turn.get("weight") == 0:
+        message["weight"] = 0  # OpenAI's word for an answer that is not to be learnt
     if role == "assistant" and isinstance(turn.get("function_call"), Mapping):
         # As OpenAI had it before there were several calls.
         message["tool_calls"] = [{"type": "function", "function": dict(turn["function_call"])}]
@@ -205,16 +220,13 @@ def _part_reasoning(content: str) -> Message:
     return parted
 
 
-def _alpaca(row: Mapping[str, Any]) -> list[Message]:
+def _history(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     history = row.get("history")
-    turns = [
+    return [
         (str(turn[0]), str(turn[1]))
         for turn in (history if isinstance(history, list) else [])
         if isinstance(turn, Sequence) and len(turn) == 2
     ]
-    asked = [part for part in (row["instruction"], row.get("input")) if isinstance(part, str)]
-    question = "\n\n".join(part for part in asked if part.strip())
-    return _exchange(row.get("system"), [*turns, (question, row["output"])])
 
 
 def _exchange(system: Any, turns: Sequence[tuple[str, str]]) -> list[Message]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, TypeVar
 
 import tyro
 
@@ -18,7 +19,15 @@ from cygnet.errors import UserError
 from cygnet.evals.evaluate import evaluate
 from cygnet.evals.result import EvalConfig
 from cygnet.export.huggingface import find_model, load_folder
-from cygnet.files import read_json, read_jsonl, sha256_file, write_json
+from cygnet.files import (
+    is_sealed,
+    read_json,
+    read_jsonl,
+    sealed,
+    sha256_file,
+    why_sealed,
+    write_json,
+)
 from cygnet.generate.generator import Generator
 from cygnet.model.lora import LoraConfig
 from cygnet.model.transformer import Transformer
@@ -26,7 +35,7 @@ from cygnet.progress import say
 from cygnet.stages.preference.pairs import PairConfig, build_pairs
 from cygnet.text.tokenizer import Tokenizer, make_tokenizer
 from cygnet.train.hardware import find_hardware
-from cygnet.train.run_folder import data_of, differences, stage_folders
+from cygnet.train.run_folder import TRAINING_FILES, data_of, differences, stage_folders
 
 INPUTS, EVAL_INPUTS, EVAL_RESULT = "inputs.json", "eval_inputs.json", "eval.json"
 From = Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN_OR_MODEL")]
@@ -34,10 +43,24 @@ Train = Annotated[TrainConfig, tyro.conf.arg(name="")]
 Lora = Annotated[LoraConfig, tyro.conf.arg(name="")]
 
 
+class Command(Protocol):
+    """The settings of a command that trains."""
+
+    @property
+    def out(self) -> Path:
+        """The run folder."""
+        ...
+
+
+C = TypeVar("C", bound=Command)
+
+
 def train_tokenizer_step(data: Path, out: Path, vocab_size: int) -> Path:
     """Train a tokenizer on a data folder, unless `out` holds the one of the same inputs."""
     inputs = {"data": sha256_file(data / "manifest.json"), "vocab_size": vocab_size}
     if not up_to_date("tokenizer", out, inputs):
+        if out.exists() and is_sealed(out):
+            raise UserError(why_sealed(out))
         (out / INPUTS).unlink(missing_ok=True)  # until all is there, nothing is
         make_tokenizer(data / TRAIN, out, vocab_size, data / HELDOUT)
         record(out, inputs)
@@ -197,6 +220,23 @@ def learnt_instructions(verb: str, start: Path, out: Path, config: InstructionCo
         if learnt.name == "instructions":
             return learnt
     return make_instructions(learnt, out / "instructions", config)
+
+
+def keeps_runs(command: Callable[[C], None]) -> Callable[[C], None]:
+    """Let a command refuse a folder that holds another run before it changes what is there."""
+
+    @functools.wraps(command)
+    def keeping(config: C) -> None:
+        out, resume = config.out, next(
+            value.resume for value in vars(config).values() if isinstance(value, TrainConfig)
+        )  # fmt: skip
+        if resume == "never" or not (out / "config.yaml").exists():
+            command(config)
+            return
+        with sealed(out, (*TRAINING_FILES, "shards")):  # shards come from the rest, at any time
+            command(config)
+
+    return keeping
 
 
 def required(start: Path | None, verb: str) -> Path:

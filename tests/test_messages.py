@@ -31,6 +31,7 @@ CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
         },
         {"instruction": "What is soup?", "input": "", "output": "A dish."},
         {"prompt": "What is soup?", "response": "A dish."},
+        {"instruction": "What is soup?", "context": "", "response": "A dish."},
         {"question": "What is soup?", "answer": "A dish."},
     ],
 )
@@ -87,6 +88,9 @@ def test_other_rows_are_no_conversation(row):
         ({"messages": "hello"}, "messages: str given, a list such as"),
         ({"conversations": {"from": "human"}}, "conversations: dict given, a list such as"),
         ({"messages": [ASKED, "hello"]}, "messages[1]: no role; a list such as"),
+        ({"prompt": "Soup?", "chosen": "A dish.", "rejected": "No."}, "a preference pair, which"),
+        ({"question": "2 + 2?", "answer": 4}, "answer: int given, a text is wanted"),
+        ({"prompt": [ASKED], "response": "A dish."}, "prompt: list given, a text is wanted"),
         ({"text": "A dish."}, None),
         ({"messages": None}, None),
         ({"messages": [ASKED, TOLD]}, None),
@@ -112,6 +116,27 @@ def test_alpaca_joins_its_input_and_keeps_system_and_history():
         {"role": "user", "content": "Translate.\n\n床"},
         {"role": "assistant", "content": "bed"},
     ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"},
+                           ASKED, TOLD]},
+        {"prompt": "What is soup?", "response": "A dish.", "history": [["Hi", "Hello"]]},
+    ],
+)  # fmt: skip
+def test_system_and_history_are_kept_beside_any_shape(row):
+    expected = [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        ASKED,
+        TOLD,
+    ]
+    assert parse_messages({**row, "system": "Be short."}) == expected
+    own = {"messages": expected, "system": "Be long."}
+    assert parse_messages(own) == expected
 
 
 def test_tool_calls_results_and_reasoning_are_carried():

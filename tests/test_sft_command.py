@@ -8,7 +8,7 @@ import pytest
 from cygnet import cli
 from cygnet.corpus.pipeline import TRAIN
 from cygnet.export.huggingface import save_folder
-from cygnet.files import read_jsonl
+from cygnet.files import read_jsonl, sha256_file
 from cygnet.text.shards import ShardReader
 from cygnet.text.tokenizer import train_tokenizer
 from tests.models import random_model
@@ -28,6 +28,41 @@ def conversation(number: int, name: str) -> dict:
             {"role": "assistant", "content": f"It has {number + 1} letters."},
         ],
     }
+
+
+def test_a_refused_command_leaves_what_another_run_learnt_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [conversation(i, "a") for i in range(24)]
+    for name, own in (("a", rows), ("b", rows[:20])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, own)))
+    text = json.dumps([rows, TOOLS])
+    save_folder(random_model(), train_tokenizer([text] * 2, 320), tmp_path / "start")
+    out = tmp_path / "tuned"
+
+    def tune(data: str, *more: str) -> None:
+        typed = (
+            f"sft --from {tmp_path}/start --data {tmp_path}/{data}.jsonl --out {out} --steps 1 "
+            "--instructions.small_talk_repeats 0 --batch_tokens 512 --max_seq_len 512 "
+            "--compile off --device cpu"
+        ).split()
+        cli.main([*typed, *more])
+
+    def contents() -> dict[str, str]:
+        files = (path.relative_to(out) for path in out.rglob("*") if path.is_file())
+        return {str(path): sha256_file(out / path) for path in files if path.parts[0] != "shards"}
+
+    tune("a")
+    before = contents()
+    for more in (("b",), ("a", "--max_seq_len", "448"), ("a", "--loss_on", "last")):
+        with pytest.raises(SystemExit):
+            tune(*more)
+        assert "give another --out" in capsys.readouterr().err
+        assert contents() == before
+    tune("a")  # is up to date again
+    assert contents() == before
+    tune("b", "--resume", "never")
+    assert (out / "model").exists() and (tmp_path / "tuned.old-1" / "model").exists()
 
 
 def test_a_mixture_and_its_loss_are_as_typed(
@@ -62,4 +97,4 @@ def test_a_mixture_and_its_loss_are_as_typed(
         cli.main([word.replace("a.jsonl=2", "a.jsonl=3") for word in typed])
     said = capsys.readouterr().err
     assert "made again, for weights was a.jsonl=2 b.jsonl=0.5, now a.jsonl=3 b.jsonl=0.5" in said
-    assert "holds a run with other settings (the data changed)" in said
+    assert "learnt from it as it is; give another --out, or --resume never" in said

@@ -27,6 +27,7 @@ from cygnet.steps import (
     Train,
     data_folder,
     finish,
+    keeps_runs,
     learnt_instructions,
     make_instructions,
     required,
@@ -62,6 +63,7 @@ class DistillCommand:
     distill: Train = TRAINING["distill"]
 
 
+@keeps_runs
 def distill_command(config: DistillCommand) -> None:
     """Prepare what is missing, and distill."""
     if (config.teacher is None) == (config.teacher_url is None):

@@ -14,7 +14,16 @@ from cygnet.export.huggingface import find_model
 from cygnet.model.lora import LoraConfig
 from cygnet.stages.preference.dpo import DpoConfig, dpo
 from cygnet.stages.preference.pairs import PairConfig, take_pairs
-from cygnet.steps import From, Lora, Train, finish, learnt_instructions, make_pairs, required
+from cygnet.steps import (
+    From,
+    Lora,
+    Train,
+    finish,
+    keeps_runs,
+    learnt_instructions,
+    make_pairs,
+    required,
+)
 from cygnet.train.parallel.group import connect, first, on_rank_zero
 
 
@@ -37,6 +46,7 @@ class DpoCommand:
     dpo: Train = TRAINING["dpo"]
 
 
+@keeps_runs
 def dpo_command(config: DpoCommand) -> None:
     """Make or take pairs, and align."""
     start = find_model(required(config.from_, "dpo"))

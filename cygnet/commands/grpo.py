@@ -19,7 +19,7 @@ from cygnet.stages.reinforcement.grpo_run import grpo
 from cygnet.stages.reinforcement.prompts import CHECKED, Split, checkable_prompts, read_prompts
 from cygnet.stages.reinforcement.rewards.builtin import reward_name
 from cygnet.stages.reinforcement.rewards.judge import Judge
-from cygnet.steps import From, Lora, Train, finish, learnt_instructions, required
+from cygnet.steps import From, Lora, Train, finish, keeps_runs, learnt_instructions, required
 from cygnet.train.parallel.group import connect, first
 
 
@@ -53,6 +53,7 @@ class GrpoCommand:
     grpo: Train = TRAINING["grpo"]
 
 
+@keeps_runs
 def grpo_command(config: GrpoCommand) -> None:
     """Take prompts, let the model answer, and learn from what that earns."""
     start = find_model(required(config.from_, "grpo"))

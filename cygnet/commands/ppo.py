@@ -15,7 +15,7 @@ from cygnet.export.huggingface import find_model
 from cygnet.model.lora import LoraConfig
 from cygnet.stages.reinforcement.ppo import PpoConfig, ppo
 from cygnet.stages.reinforcement.prompts import asked_prompts, read_prompts
-from cygnet.steps import From, Lora, Train, finish, learnt_instructions, required
+from cygnet.steps import From, Lora, Train, finish, keeps_runs, learnt_instructions, required
 from cygnet.train.parallel.group import connect, first
 
 HELDOUT_SHARE = 0.05
@@ -44,6 +44,7 @@ class PpoCommand:
     train: Train = TRAINING["ppo"]
 
 
+@keeps_runs
 def ppo_command(config: PpoCommand) -> None:
     """Find prompts, and train."""
     start = find_model(required(config.from_, "ppo"))

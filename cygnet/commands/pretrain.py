@@ -10,7 +10,7 @@ from cygnet.config import TRAINING, ModelConfig
 from cygnet.files import read_json, sha256_file
 from cygnet.progress import say
 from cygnet.stages.pretrain import pretrain
-from cygnet.steps import INPUTS, From, Train, data_folder, finish, train_tokenizer_step
+from cygnet.steps import INPUTS, From, Train, data_folder, finish, keeps_runs, train_tokenizer_step
 from cygnet.train.parallel.choose import check_parallel
 from cygnet.train.parallel.group import first, world
 
@@ -32,6 +32,7 @@ class PretrainCommand:
     pretrain: Train = TRAINING["pretrain"]
 
 
+@keeps_runs
 def pretrain_command(config: PretrainCommand) -> None:
     """Prepare what is missing, and pretrain."""
     out = config.out

@@ -26,6 +26,7 @@ from cygnet.steps import (
     From,
     Lora,
     Train,
+    keeps_runs,
     learnt_instructions,
     make_pairs,
     record,
@@ -59,6 +60,7 @@ class RewardCommand:
     reward: Train = TRAINING["reward"]
 
 
+@keeps_runs
 def reward_command(config: RewardCommand) -> None:
     """Make or take preferences, train, and measure on those held out."""
     start = find_model(required(config.from_, "reward"))

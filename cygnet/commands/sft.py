@@ -20,6 +20,7 @@ from cygnet.steps import (
     Train,
     data_folder,
     finish,
+    keeps_runs,
     learnt_instructions,
     make_instructions,
     required,
@@ -46,6 +47,7 @@ class SftCommand:
     sft: Train = TRAINING["sft"]
 
 
+@keeps_runs
 def sft_command(config: SftCommand) -> None:
     """Prepare what is missing, and tune."""
     start = find_model(required(config.from_, "sft"))

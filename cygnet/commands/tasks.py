@@ -16,7 +16,7 @@ class TasksCommand:
     """Make a task set by rule."""
 
     out: Path = Path("runs/tasks")
-    """Folder for sft.jsonl, prompts.jsonl and heldout.jsonl; replaced if it is there."""
+    """Folder for sft.jsonl, prompts.jsonl and heldout.jsonl."""
     settings: Annotated[TaskConfig, tyro.conf.arg(name="")] = TaskConfig()
 
 

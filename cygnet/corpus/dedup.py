@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +24,7 @@ from cygnet.errors import require
 NUM_HASHES = 64
 HASH_SEED = 1
 MIN_RECALL = 0.995
+_CALL_ID = re.compile(r'"id": "[^"]*"')
 REASONS = {
     "exact_duplicate": "the same words as another document",
     "near_duplicate": "shares most word pairs with another document",
@@ -32,13 +35,22 @@ REASONS = {
 def comparable_words(document: Document) -> list[str]:
     """Return the words that a document is compared by: all but a first line with its title.
 
-    One poem under two titles is one text.
+    One poem under two titles is one text. Of a conversation, what the assistant thinks and calls
+    counts as what it says does.
     """
     text = document.text
     first, newline, rest = text.partition("\n")
     if newline and document.title and document.title in first and rest.strip():
         text = rest
+    text = "\n".join([text, *_unsaid(document)])
     return words(text) or [text.strip()]
+
+
+def _unsaid(document: Document) -> Iterator[str]:
+    for message in document.messages or ():
+        for name in ("reasoning_content", "tool_calls"):
+            if message.get(name):
+                yield _CALL_ID.sub("", json.dumps(message[name], sort_keys=True, default=str))
 
 
 def shingles(tokens: Sequence[str]) -> set[str]:

@@ -12,6 +12,7 @@ from cygnet.corpus.pipeline import TRAIN
 from cygnet.corpus.problems import Problems
 from cygnet.errors import UserError
 
+MAX_WEIGHT = 1000
 _WEIGHTED = re.compile(r"(?P<path>.+)=(?P<weight>[^=/\\]*)", re.DOTALL)
 
 
@@ -26,8 +27,8 @@ def parse_mixture(given: Sequence[str]) -> tuple[tuple[str, ...], dict[str, floa
         The paths, and the weights that are not 1, by the files' names in `Document.source`.
 
     Raises:
-        UserError: a weight is no number above zero or a data folder's, a path does not exist, or
-            two files of one name have different weights.
+        UserError: a weight is no number above zero and up to `MAX_WEIGHT`, or a data folder's; a
+            path does not exist; two files of one name have different weights.
     """
     paths: list[str] = []
     weights: dict[str, float] = {}
@@ -53,10 +54,10 @@ def _part(text: str) -> tuple[str, float]:
         weight = float(found["weight"])
     except ValueError:
         weight = math.nan
-    if not 0 < weight < math.inf:
+    if not 0 < weight <= MAX_WEIGHT:
         raise UserError(
-            f"{text}: {found['weight']!r} is no weight; give a number above zero, such as "
-            f"{found['path']}=0.5, or leave the file out"
+            f"{text}: {found['weight']!r} is no weight; give a number above zero and up to "
+            f"{MAX_WEIGHT}, such as {found['path']}=0.5, or leave the file out"
         )
     return found["path"], weight
 

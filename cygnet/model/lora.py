@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
@@ -64,15 +64,16 @@ class LoraConfig:
     """Keep the frozen matrices in 4 bits while the adapters train (QLoRA)."""
 
     def __post_init__(self) -> None:
-        if self.lora_rank < 1 or self.lora_alpha <= 0 or not 0 <= self.lora_dropout < 1:
-            raise UserError(
-                f"lora: rank {self.lora_rank} must be at least 1, alpha {self.lora_alpha} above "
-                f"zero, dropout {self.lora_dropout} in [0, 1)"
-            )
-        if not self.lora and self.quantize != "none":
-            raise UserError(
-                f"--quantize {self.quantize} goes with --lora: a matrix in 4 bits cannot learn"
-            )
+        if self.lora_rank < 1:
+            raise UserError(f"--lora_rank is {self.lora_rank}; give 1 or more")
+        if not 0 < self.lora_alpha < math.inf:
+            raise UserError(f"--lora_alpha is {self.lora_alpha}; give a number above zero")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"--lora_dropout is {self.lora_dropout}; give a share below 1")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not self.lora and value != field.default:
+                raise UserError(f"--{field.name} {value} goes with --lora, which is not given")
 
     def refuse_dropout(self, stage: str) -> None:
         """Refuse dropout in a stage that learns from ratios of probabilities.

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -250,7 +251,7 @@ class _Encoding:
         self, row: _Conversation, chat: EncodedChat
     ) -> tuple[list[int], list[bool], str] | None:
         """Return the document of a conversation, or None if nothing in it is learnt."""
-        is_label = _labels(chat, self._loss_on)
+        is_label = _labels(chat, self._loss_on, row.messages)
         summary, num_labels = self.summary, sum(is_label) * row.copies
         if not num_labels:
             summary.num_without_label += 1
@@ -316,18 +317,25 @@ def _copies(row: Mapping[str, Any], messages: list[Message]) -> int:
     return int(whole) + (int.from_bytes(digest[:8], "big") / 2**64 < rest)
 
 
-def _labels(chat: EncodedChat, loss_on: LossOn) -> list[bool]:
+def _labels(chat: EncodedChat, loss_on: LossOn, messages: Sequence[Message]) -> list[bool]:
     """Return which tokens of a conversation, and of `<|endoftext|>` behind it, are learnt.
 
-    The first token is behind none, so it is never learnt.
+    The first token is behind none, so it is never learnt. Of a message of weight 0 none is, but
+    where all are learnt.
     """
     if loss_on == "all":
         return [False] + [True] * len(chat.ids)
     is_label = [*chat.is_label, False]
-    if loss_on == "last" and any(is_label):
-        end = len(is_label) - is_label[::-1].index(True)
-        start = end - [*is_label[end - 1 :: -1], False].index(False)
-        is_label[:start] = [False] * start
+    answers = [message for message in messages if message["role"] == "assistant"]
+    turns = [
+        [number for number, _ in turn]
+        for learnt, turn in groupby(enumerate(is_label), key=lambda pair: pair[1])
+        if learnt
+    ]  # as many as there are answers, but for those that were cut off
+    for at, turn in enumerate(turns):
+        is_left_out = loss_on == "last" and at < len(turns) - 1
+        if is_left_out or answers[at].get("weight") == 0:
+            is_label[turn[0] : turn[-1] + 1] = [False] * len(turn)
     return is_label
 
 

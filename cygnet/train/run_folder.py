@@ -45,8 +45,12 @@ _HASH = re.compile("[0-9a-f]{64}")
 
 TRAINING_FILES = (
     "config.yaml", "metrics.jsonl", "samples.jsonl", "plots", "checkpoints", "model",
-    "eval.json", "eval_inputs.json", "tensorboard", "wandb",
+    "adapter", "eval.json", "eval_inputs.json", "reward.json", "tensorboard", "wandb",
 )  # fmt: skip
+
+
+SOURCES = "inputs.sources."
+"""Where a run keeps the hashes of a person's own code: rewards, environments."""
 
 
 def write_config(
@@ -164,7 +168,8 @@ def claim_run_folder(run: Path, origin: dict[str, Any], requested: TrainConfig) 
     """Let a run start, or go on, in this folder, and lose nothing that is there.
 
     Raises:
-        UserError: the folder holds a run with other settings and `resume` is not `never`.
+        UserError: the folder holds a run with other settings and `resume` is not `never`. With
+            `must`, the code of a reward or an environment may have been mended since.
     """
     if not (run / "config.yaml").exists():
         if requested.resume == "must":
@@ -174,10 +179,14 @@ def claim_run_folder(run: Path, origin: dict[str, Any], requested: TrainConfig) 
         keep_aside(run)
         return
     changed = changes(run, origin, requested)
-    if changed:
+    is_mended = bool(changed) and all(change.startswith(SOURCES) for change in changed)
+    if is_mended and requested.resume == "must":
+        say(f"{run}: going on, though {'; '.join(changed)}")
+    elif changed:
+        mended = ", --resume must to go on with it as it is now" if is_mended else ""
         raise UserError(
-            f"{run}: holds a run with other settings ({'; '.join(changed)}); give another --out, "
-            "or --resume never to keep that run aside and start anew"
+            f"{run}: holds a run with other settings ({'; '.join(changed)}); give another --out"
+            f"{mended}, or --resume never to keep that run aside and start anew"
         )
 
 

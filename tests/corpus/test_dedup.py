@@ -24,6 +24,25 @@ def document(text: str, title: str = "", source: str = "s") -> Document:
     return Document(document_id(text), text, "d", source, {"title": title} if title else {})
 
 
+def test_conversations_that_only_call_or_think_otherwise_are_no_duplicates() -> None:
+    def conversation(room: str, thought: str, call_id: str = "1") -> Document:
+        call = {"id": call_id, "function": {"name": "light", "arguments": {"room": room}}}
+        messages = [
+            {"role": "user", "content": "Switch it on."},
+            {"role": "assistant", "tool_calls": [call], "reasoning_content": thought},
+        ]
+        text = "User: Switch it on.\n\nAssistant:"
+        return Document(document_id(text), text, "d", "s", {}, messages)
+
+    one, other, thinking = (
+        conversation(room, thought)
+        for room, thought in (("hall", "now"), ("attic", "now"), ("hall", "why not"))
+    )
+    again = conversation("hall", "now", call_id="2")
+    assert decide([one, other, thinking]) == [None, None, None]
+    assert decide([one, again])[1] is not None
+
+
 def decide(
     documents: list[Document], heldout_below: float = 0.0, threshold: float = 0.8
 ) -> list[Duplicate | None]:

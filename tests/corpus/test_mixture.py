@@ -55,7 +55,7 @@ def test_training_rows_carry_their_files_weight(folder: Path) -> None:
     assert not any("weight" in row for row in read_jsonl(out / HELDOUT))
 
 
-@pytest.mark.parametrize("weight", ["", "x", "0", "-1", "nan", "inf"])
+@pytest.mark.parametrize("weight", ["", "x", "0", "-1", "nan", "inf", "1e9"])
 def test_what_is_no_weight_is_refused(folder: Path, weight: str) -> None:
     with pytest.raises(UserError, match=r"is no weight; give a number above zero"):
         parse_mixture([f"{folder}/a.jsonl={weight}"])

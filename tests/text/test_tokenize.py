@@ -263,3 +263,19 @@ def test_a_cut_row_is_named_by_the_persons_own_file(tmp_path, tokenizer, capsys)
     assert "32 cut to the context; first: mine.jsonl:4: " in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+def test_an_answer_of_weight_zero_is_read_and_not_learnt(tmp_path, tokenizer):
+    """As in OpenAI's format for fine-tuning."""
+    said = [
+        {"role": "assistant", "content": text, "weight": w} for text, w in (("no", 0), ("yes", 1))
+    ]
+    rows = [{"messages": [USER, said[0], USER, said[1]]}]
+    reader, summary = tokenized(tmp_path, rows, tokenizer)
+    ids, labels = reader.document(0)
+    learnt = tokenizer.decode([i for i, is_label in zip(ids, labels, strict=True) if is_label])
+    assert learnt.startswith("yes") and "no" in tokenizer.decode(list(ids))
+    assert summary.num_labels == int(labels.sum())
+    last_is_not = [{"messages": [USER, said[1], USER, said[0]]}]
+    with pytest.raises(NothingToLearnError):
+        tokenized(tmp_path, last_is_not, tokenizer, 512, "last")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,18 +71,15 @@ class DpoConfig:
 
     def __post_init__(self) -> None:
         usual = self.resolved() if None in self._optional else self
-        beta, smoothing, weight = usual._optional
-        assert beta is not None and smoothing is not None and weight is not None
-        if beta <= 0 or weight < 0 or not 0 <= smoothing < 0.5:
-            raise UserError(
-                f"preference: beta {beta} must be above zero, label_smoothing {smoothing} in "
-                f"[0, 0.5), sft_weight {weight} not below zero"
-            )
-        if self.desirable_weight <= 0 or self.undesirable_weight <= 0 or self.simpo_gamma < 0:
-            raise UserError(
-                "preference: desirable_weight and undesirable_weight must be above zero, and "
-                "simpo_gamma not below it"
-            )
+        _, smoothing, _ = usual._optional
+        for name in ("beta", "desirable_weight", "undesirable_weight"):
+            if not 0 < getattr(usual, name) < math.inf:
+                raise UserError(f"--{name} is {getattr(usual, name)}; give a number above zero")
+        for name in ("sft_weight", "simpo_gamma"):
+            if not 0 <= getattr(usual, name) < math.inf:
+                raise UserError(f"--{name} is {getattr(usual, name)}; give zero or more")
+        if smoothing is None or not 0 <= smoothing < 0.5:
+            raise UserError(f"--label_smoothing is {smoothing}; give a number from 0 to below 0.5")
         if smoothing and self.loss not in HAVE_SMOOTHING:
             raise UserError(f"preference: --loss {self.loss} has no label_smoothing; take cdpo")
         if self.loss == "kto" and (self.length_normalize or self.reference == "none"):

@@ -318,11 +318,14 @@ class Roller:
 def _reset(world: Environment, row: Row) -> tuple[Any, Any] | str:
     """Begin an episode; return messages and tools, or what went wrong."""
     try:
-        messages, tools = world.reset(row)
+        given = world.reset(row)
     except UserError:
         raise  # the prompt is wrong, such as one that offers a tool which is not there
-    except Exception as error:  # noqa: BLE001 (a person's code may raise anything)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (a person's code may raise anything)
         return f"{raised(error)}{where_raised(error)}"
+    if not isinstance(given, tuple) or len(given) != 2:
+        return f"{_named(world)}.reset gave {given!r:.60}; (messages, tools or None) is wanted"
+    messages, tools = given
     try:
         validate(messages, needs_answer=False)
     except (UserError, TypeError, AttributeError) as error:
@@ -334,13 +337,19 @@ def _step(world: Environment, message: Message) -> Step | str:
     """Take a step; return it, or what went wrong."""
     try:
         step = world.step(message)
-        reward = float(step.reward)
-        if not math.isfinite(reward):
-            return f"gave the reward {reward}"
-        _ = step.done, step.messages
-    except Exception as error:  # noqa: BLE001 (a person's code may raise anything)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (a person's code may raise anything)
         return f"{raised(error)}{where_raised(error)}"
-    return step
+    if not all(hasattr(step, name) for name in ("messages", "reward", "done")):
+        return f"{_named(world)}.step gave {step!r:.60}; a Step is wanted"
+    try:
+        reward = float(step.reward)
+    except (TypeError, ValueError):
+        return f"{_named(world)}.step gave the reward {step.reward!r:.60}; a number is wanted"
+    return step if math.isfinite(reward) else f"gave the reward {reward}"
+
+
+def _named(world: Environment) -> str:
+    return type(world).__name__
 
 
 def prompt_messages(row: Row) -> list[Message]:

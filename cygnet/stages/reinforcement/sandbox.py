@@ -191,6 +191,8 @@ class Sandbox:
                     raise self._ended(
                         f"gave more than {self.limits.output_bytes:,} bytes and was ended"
                     )
+        if found.count(b"\n") > 1:
+            raise self._ended("answered more than once and was ended")
         return json.loads(found)
 
     def _ended(self, text: str) -> CallFailed:

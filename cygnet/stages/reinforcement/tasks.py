@@ -18,10 +18,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from cygnet.config import plain
 from cygnet.corpus.builtin import builtin_rows
 from cygnet.corpus.numbers import in_chinese, in_words
 from cygnet.errors import UserError
-from cygnet.files import JsonlWriter, folder_atomic, sha256_text, write_json
+from cygnet.files import JsonlWriter, folder_atomic, read_json, sha256_text, write_json
 from cygnet.progress import say
 from cygnet.stages.reinforcement.environments.signature import tool_schema
 from cygnet.stages.reinforcement.environments.tools import calculator, unit_converter
@@ -88,10 +89,17 @@ class TaskConfig:
 
 
 def build_tasks(out: Path, config: TaskConfig) -> Path:
-    """Write a task set to the folder `out`, which is replaced if it is there.
+    """Write a task set to the folder `out`; the same set that is there already is replaced.
 
     The same settings give the same files.
+
+    Raises:
+        UserError: the folder holds something else.
     """
+    made = {"made_by": "cygnet tasks", "settings": plain(config)}
+    found = read_json(out / "manifest.json")
+    if out.exists() and any(out.iterdir()) and {**found, **made} != found:
+        raise UserError(f"{out}: holds something else than this task set; choose another --out")
     counts = {"sft": config.num_sft, "prompts": config.num_prompts, "heldout": config.num_heldout}
     with folder_atomic(out) as folder:
         for name, count in counts.items():
@@ -99,7 +107,7 @@ def build_tasks(out: Path, config: TaskConfig) -> Path:
             with JsonlWriter(folder / f"{name}.jsonl") as writer:
                 for row, turns in rows:
                     writer.write(_conversation(row, turns) if name == "sft" else row)
-        write_json(folder / "manifest.json", {"made_by": "cygnet tasks", "counts": counts})
+        write_json(folder / "manifest.json", {**made, "counts": counts})
     say(
         f"{config.task}: {', '.join(f'{count:,} {name}' for name, count in counts.items())} ({out})"
     )

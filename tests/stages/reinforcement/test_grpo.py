@@ -337,11 +337,17 @@ class Moody:
     def reset(self, row: Any) -> tuple[Any, None]:
         if self.mood == "reset" and row["prompt"] == "soup 1":
             raise KeyError("no such soup")
+        if self.mood == "nothing" and row["prompt"] == "soup 1":
+            return None  # type: ignore[return-value]
         return [{"role": "user", "content": row["prompt"]}], None
 
     def step(self, message: Any) -> Any:
         if self.mood == "raise" and len(message["content"]) % 2:
             raise ValueError("it broke")
+        if self.mood == "leave" and len(message["content"]) % 2:
+            raise SystemExit(0)
+        if self.mood == "number" and len(message["content"]) % 2:
+            return 5
         broken = {"nan": math.nan, "inf": math.inf, "large": 1e300, "text": "much"}
         worth = broken.get(self.mood, 0.5) if len(message["content"]) % 2 else 0.25
         said = [{"role": "nobody"}] if self.mood == "said" and len(message["content"]) % 2 else []
@@ -356,7 +362,10 @@ class Moody:
         ("nan", "gave the reward nan"),
         ("inf", "gave the reward inf"),
         ("large", r"the rewards are 1e\+300 in all"),
-        ("text", "could not convert string"),
+        ("text", "Moody.step gave the reward 'much'; a number is wanted"),
+        ("leave", "SystemExit: 0"),
+        ("number", "Moody.step gave 5; a Step is wanted"),
+        ("nothing", "Moody.reset gave None;"),
         ("said", "its messages cannot be read"),
     ],
 )

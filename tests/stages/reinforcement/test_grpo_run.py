@@ -85,7 +85,7 @@ def test_what_decides_the_rewards_decides_whether_a_run_is_up_to_date(place: Pat
     with pytest.raises(UserError, match="sources"):
         grpo_command(command(place))
     (place / "mine.py").write_text(REWARDS)
-    grpo_command(command(place))
+    grpo_command(command(place))  # is up to date
     (place / "world.py").write_text(WORLD)
     named = f"{place / 'world.py'}:World"
     with pytest.raises(UserError, match="environment"):
@@ -101,6 +101,20 @@ def test_a_reward_that_always_fails_stops_the_run_with_a_checkpoint(place: Path)
     with pytest.raises(RunStopped, match=r"broken: .*no idea"):
         grpo_command(command(place, "broken"))
     assert list((place / "run" / "checkpoints").glob("step_*"))
+
+
+def test_a_mended_reward_goes_on_where_it_is_told_to(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RunStopped, match=r"broken: .*no idea"):
+        grpo_command(command(place, "broken"))
+    (place / "mine.py").write_text(REWARDS.replace('raise ValueError("no idea")', "return 1.0"))
+    with pytest.raises(UserError, match="--resume must to go on with it as it is now"):
+        grpo_command(command(place, "broken"))
+    must = dataclasses.replace(TRAIN, resume="must")
+    grpo_command(dataclasses.replace(command(place, "broken"), grpo=must))
+    assert "going on, though inputs.sources." in capsys.readouterr().err
+    assert (place / "run" / "model" / "model.safetensors").exists()
 
 
 def test_a_length_in_tokens_is_refused(place: Path) -> None:

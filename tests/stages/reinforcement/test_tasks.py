@@ -52,7 +52,7 @@ def test_no_prompt_that_is_held_out_is_learnt(tmp_path: Path, task: Task) -> Non
     held_out = {row["prompt"] for row in found["heldout"]}
     assert held_out and not held_out & learnt
     if task == "arithmetic":
-        other = {row["prompt"] for row in made(tmp_path, task, seed=1)["prompts"]}
+        other = {row["prompt"] for row in made(tmp_path / "other", task, seed=1)["prompts"]}
         assert other != learnt and not held_out & other
 
 
@@ -77,6 +77,15 @@ def test_the_tools_of_the_conversations_answer_as_they_say(tmp_path: Path) -> No
                     assert box.call(function["name"], arguments) == told["content"]
                     calls += 1
     assert calls > 150
+
+
+def test_another_set_is_not_overwritten(tmp_path: Path) -> None:
+    out = build_tasks(tmp_path / "set", TaskConfig(num_sft=3, num_prompts=3, num_heldout=3))
+    before = (out / "sft.jsonl").read_bytes()
+    with pytest.raises(UserError, match="holds something else"):
+        build_tasks(out, TaskConfig(task="spelling", num_sft=3, num_prompts=3, num_heldout=3))
+    assert (out / "sft.jsonl").read_bytes() == before
+    build_tasks(out, TaskConfig(num_sft=3, num_prompts=3, num_heldout=3))
 
 
 def test_settings_that_make_no_set_are_refused() -> None:

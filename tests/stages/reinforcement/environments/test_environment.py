@@ -80,6 +80,10 @@ def starts_apart_and_leaves(marker: str):
     subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     os._exit(3)
 
+def forks():
+    import os
+    return "child" if os.fork() == 0 else "parent"
+
 def variable(name: str):
     import os
     return os.environ.get(name, "none")
@@ -89,7 +93,7 @@ def anything(**arguments):
 '''
 ALL = (
     "weather table loops sleeps prints returns_gigabytes takes_memory writes_a_file where "
-    "connects starts starts_apart starts_apart_and_leaves variable"
+    "connects starts starts_apart starts_apart_and_leaves forks variable"
 ).split()
 
 
@@ -179,6 +183,14 @@ def test_a_tool_that_takes_too_much_is_ended_and_counted_and_the_next_call_works
     assert box.call("calculator", {"expression": "1+1"}) == "2"
     expected = {"tool_calls": 2, "tools_ended" if ended else "tool_errors": 1}
     assert dict(box.counts) == expected
+
+
+def test_a_tool_that_forks_answers_once(box: Toolbox) -> None:
+    """Two answers to one call would shift those of all calls behind it."""
+    assert box.call("forks", {}) == "parent"
+    assert box.call("forks", {}) == "parent"
+    sums = [box.call("calculator", {"expression": f"{n}+{n}"}) for n in range(1, 5)]
+    assert sums == ["2", "4", "6", "8"]
 
 
 def listening() -> tuple[socket.socket, int]:
