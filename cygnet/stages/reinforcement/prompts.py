@@ -48,11 +48,14 @@ def read_prompts(
         prompt_alone: whether rows of the same prompt are the same whatever else they hold.
 
     Raises:
-        UserError: a file cannot be read, or a row is no prompt; names file and line.
+        UserError: a file cannot be read, or a row is no prompt; names file and line. There is no
+            prompt.
     """
     found = [
         row for path in paths for row in _prompts(Path(path)) if with_tools or not row.get("tools")
     ]
+    if paths and not found:
+        raise UserError(f"{', '.join(map(str, paths))}: holds no prompt")
     both: Split = ([], [])
     for row in _once(found, prompt_alone):
         both[is_held_out(row, heldout_share)].append(row)
