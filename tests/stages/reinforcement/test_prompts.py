@@ -47,12 +47,12 @@ def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str, said: str)
         read_prompts([file], 0.1)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_or_holds_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no.jsonl: cannot be read"):
         read_prompts([tmp_path / "no.jsonl"], 0.1)
-    file.write_text("")
-    with pytest.raises(UserError, match=r"\.jsonl: holds no prompt"):
-        read_prompts([file], 0.1)
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"empty\.jsonl: holds no prompt"):
+        read_prompts([tmp_path / "empty.jsonl"], 0.1)
 
 
 def test_what_occurs_twice_is_taken_once_and_rows_for_other_rewards_stay(tmp_path: Path) -> None:
