@@ -35,7 +35,13 @@ from cygnet.progress import say
 from cygnet.stages.preference.pairs import PairConfig, build_pairs
 from cygnet.text.tokenizer import Tokenizer, make_tokenizer
 from cygnet.train.hardware import find_hardware
-from cygnet.train.run_folder import TRAINING_FILES, data_of, differences, stage_folders
+from cygnet.train.run_folder import (
+    TRAINING_FILES,
+    data_of,
+    differences,
+    own_stage,
+    stage_folders,
+)
 
 INPUTS, EVAL_INPUTS, EVAL_RESULT = "inputs.json", "eval_inputs.json", "eval.json"
 From = Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN_OR_MODEL")]
@@ -135,8 +141,11 @@ def evaluate_stages(
     }
     if not stages:
         raise UserError(f"{run}: holds no finished stage; give the folder of a run")
-    places = {"data": data or run / "data"}
-    places |= {name: run / name for name in ("instructions", "pairs")}
+    names = ("data", "instructions", "pairs")
+    is_inside = own_stage(run) is not None and not any((run / name).exists() for name in names)
+    whole = run.parent if is_inside else run  # a stage inside a whole run has that run's
+    places = {name: whole / name for name in names}
+    places |= {"data": data} if data else {}
     heldout = {name: folder / HELDOUT for name, folder in places.items()}
     found = {name: path for name, path in heldout.items() if path.exists()}
     if not found or (data and "data" not in found):

@@ -127,6 +127,18 @@ def test_a_recipe_trains_adapters_where_it_is_told_to(
     assert "--lora.lora_targets" in capsys.readouterr().err
 
 
+def test_a_stage_of_a_run_is_measured_on_the_runs_held_out_text(
+    own_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    run(own_text, out, "--stages", "sft")
+    (out / "sft/eval.json").unlink()
+    capsys.readouterr()
+    cli.main(["eval", str(out / "sft"), "--max-new-tokens", "24"])
+    assert "bits per byte" in capsys.readouterr().out
+    assert (out / "sft/eval.json").exists()
+
+
 @pytest.fixture(scope="module")
 def own_poems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, chooser = tmp_path_factory.mktemp("poems"), random.Random(5)
