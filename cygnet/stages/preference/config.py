@@ -74,12 +74,16 @@ class DpoConfig:
         _, smoothing, _ = usual._optional
         for name in ("beta", "desirable_weight", "undesirable_weight"):
             if not 0 < getattr(usual, name) < math.inf:
-                raise UserError(f"--{name} is {getattr(usual, name)}; give a number above zero")
+                raise UserError(
+                    f"preference: {name} is {getattr(usual, name)}; give a number above zero"
+                )
         for name in ("sft_weight", "simpo_gamma"):
             if not 0 <= getattr(usual, name) < math.inf:
-                raise UserError(f"--{name} is {getattr(usual, name)}; give zero or more")
+                raise UserError(f"preference: {name} is {getattr(usual, name)}; give zero or more")
         if smoothing is None or not 0 <= smoothing < 0.5:
-            raise UserError(f"--label_smoothing is {smoothing}; give a number from 0 to below 0.5")
+            raise UserError(
+                f"preference: label_smoothing is {smoothing}; give a number from 0 to below 0.5"
+            )
         if smoothing and self.loss not in HAVE_SMOOTHING:
             raise UserError(f"preference: --loss {self.loss} has no label_smoothing; take cdpo")
         if self.loss == "kto" and (self.length_normalize or self.reference == "none"):

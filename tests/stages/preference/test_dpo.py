@@ -1,5 +1,6 @@
 """DPO is the paper's (invariant 9), and packed pairs are each pair alone (invariant 1)."""
 
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -156,8 +157,10 @@ def test_a_pair_longer_than_a_row_is_skipped_and_counted(tokenizer: Tokenizer) -
     assert (packed.num_kept, packed.skipped) == (3, [3])
 
 
-@pytest.mark.parametrize("wrong", [{"beta": 0.0}, {"label_smoothing": 0.5}, {"sft_weight": -1.0}])
-def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize("wrong", [
+     {"beta": 0.0}, {"label_smoothing": 0.5}, {"sft_weight": -1.0},
+     {"beta": math.nan}, {"loss": "simpo", "simpo_gamma": math.nan}])  # fmt: skip
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="preference"):
         DpoConfig(**wrong)
 
