@@ -90,6 +90,7 @@ class Sandbox:
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._lock = threading.Lock()
+        self._number = 0  # of the last call to this process, which its answer repeats
         self._ends: weakref.finalize[..., Any] | None = None
 
     def call(
@@ -109,7 +110,7 @@ class Sandbox:
         with self._lock:
             process = self._started()
             timeout_s = self.limits.timeout_s if timeout_s is None else timeout_s
-            answer = self._answer(process, _request(function, arguments), timeout_s)
+            answer = self._asked(process, function, arguments, timeout_s)
         if answer.get("by_us"):
             raise UserError(answer["error"])
         if "error" in answer:
@@ -158,15 +159,27 @@ class Sandbox:
         )
         process = self._process
         self._ends = weakref.finalize(self, _end, process)
+        self._number = 0
         told = self._answer(process, b"", START_S)
         self.network, self.processes = told["network"], told["processes"]
         if self.references:
-            self._answer(process, _request(LOAD_ALL, [self.references]), START_S)
+            self._asked(process, LOAD_ALL, [self.references], START_S)
         return process
 
     def _variables(self) -> dict[str, str]:
         names = self.limits.variables
         return {name: value for name, value in os.environ.items() if names is None or name in names}
+
+    def _asked(
+        self,
+        process: subprocess.Popen[bytes],
+        function: str,
+        arguments: list[Any] | dict[str, Any],
+        timeout_s: float,
+    ) -> dict[str, Any]:
+        self._number += 1
+        call = {"number": self._number, "function": function, "arguments": arguments}
+        return self._answer(process, (json.dumps(call) + "\n").encode(), timeout_s)
 
     def _answer(
         self, process: subprocess.Popen[bytes], request: bytes, timeout_s: float
@@ -191,9 +204,14 @@ class Sandbox:
                     raise self._ended(
                         f"gave more than {self.limits.output_bytes:,} bytes and was ended"
                     )
-        if found.count(b"\n") > 1:
-            raise self._ended("answered more than once and was ended")
-        return json.loads(found)
+        try:
+            answer: dict[str, Any] = json.loads(found)
+            is_own = answer["number"] == self._number
+        except (ValueError, TypeError, KeyError):
+            is_own = False
+        if not is_own:
+            raise self._ended("wrote what is no answer to the call and was ended")
+        return answer
 
     def _ended(self, text: str) -> CallFailed:
         self._end()
@@ -206,10 +224,6 @@ class Sandbox:
         if self._ends is not None:
             self._ends.detach()
             self._ends = None
-
-
-def _request(function: str, arguments: list[Any] | dict[str, Any]) -> bytes:
-    return (json.dumps({"function": function, "arguments": arguments}) + "\n").encode()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -47,14 +47,14 @@ def main() -> None:
     else:
         threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     _limit(settings)
-    _write(results, {"network": network, "processes": processes})
+    _write(results, 0, {"network": network, "processes": processes})
     own = os.getpid()
     for line in calls:
         call = json.loads(line)
         answer = _answered(call["function"], call["arguments"])
         if os.getpid() != own:
             os._exit(0)  # a fork that the function made came back from it, too
-        _write(results, answer)
+        _write(results, call["number"], answer)
 
 
 def _answered(reference: str, arguments: list[Any] | dict[str, Any]) -> dict[str, Any]:
@@ -72,11 +72,12 @@ def _answered(reference: str, arguments: list[Any] | dict[str, Any]) -> dict[str
         return {"error": raised(error), "where": where_raised(error)}
 
 
-def _write(results: Any, value: dict[str, Any]) -> None:
+def _write(results: Any, number: int, value: dict[str, Any]) -> None:
     try:
-        line = json.dumps(value, default=_plain)
+        line = json.dumps({**value, "number": number}, default=_plain)
     except (TypeError, ValueError, RecursionError, MemoryError) as error:
-        line = json.dumps({"error": f"its result cannot be written as JSON ({error})"})
+        told = f"its result cannot be written as JSON ({error})"
+        line = json.dumps({"error": told, "number": number})
     results.write(line + "\n")
     results.flush()
 

@@ -84,6 +84,13 @@ def forks():
     import os
     return "child" if os.fork() == 0 else "parent"
 
+def answers_itself():
+    import contextlib, os
+    for handle in range(3, 12):
+        with contextlib.suppress(OSError):
+            os.write(handle, b'{"result": "mine"}\\n')
+    return "right"
+
 def variable(name: str):
     import os
     return os.environ.get(name, "none")
@@ -93,7 +100,7 @@ def anything(**arguments):
 '''
 ALL = (
     "weather table loops sleeps prints returns_gigabytes takes_memory writes_a_file where "
-    "connects starts starts_apart starts_apart_and_leaves forks variable"
+    "connects starts starts_apart starts_apart_and_leaves forks answers_itself variable"
 ).split()
 
 
@@ -171,6 +178,7 @@ def test_a_tool_of_ones_own_is_described_by_its_signature(box: Toolbox) -> None:
         ("sleeps", "took longer than 1.5 s", True),
         ("prints", "took longer than 1.5 s", True),
         ("returns_gigabytes", "gave more than 65,536 bytes", True),
+        ("answers_itself", "wrote what is no answer to the call", True),
         ("takes_memory", "MemoryError", False),
         ("writes_a_file", "File too large", False),
     ],
