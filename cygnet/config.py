@@ -239,12 +239,14 @@ class TrainConfig:
         positive += ("checkpoint_every", "keep_checkpoints", "eval_every", "timeout_s")
         for name in (*given, *positive):
             if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be above zero")
+                raise UserError(
+                    f"{name} is {getattr(self, name)}: it must be above zero and finite"
+                )
         optional = ("micro_batch", "threads", "embedding_learning_rate", "model_processes")
         for name in optional:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{name} is {value}: it must be above zero, or left out")
+                raise UserError(f"{name} is {value}: it must be above zero and finite, or left out")
         for name in ("warmup_share", "decay_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must lie between 0 and 1")

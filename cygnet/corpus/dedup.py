@@ -12,8 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,6 @@ from cygnet.errors import require
 NUM_HASHES = 64
 HASH_SEED = 1
 MIN_RECALL = 0.995
-_CALL_ID = re.compile(r'"id": "[^"]*"')
 REASONS = {
     "exact_duplicate": "the same words as another document",
     "near_duplicate": "shares most word pairs with another document",
@@ -48,9 +46,12 @@ def comparable_words(document: Document) -> list[str]:
 
 def _unsaid(document: Document) -> Iterator[str]:
     for message in document.messages or ():
-        for name in ("reasoning_content", "tool_calls"):
-            if message.get(name):
-                yield _CALL_ID.sub("", json.dumps(message[name], sort_keys=True, default=str))
+        yield str(message.get("reasoning_content") or "")
+        calls = message.get("tool_calls")
+        for call in calls if isinstance(calls, list) else ():
+            if isinstance(call, Mapping):
+                call = {name: value for name, value in call.items() if name != "id"}
+            yield json.dumps(call, sort_keys=True, default=str)
 
 
 def shingles(tokens: Sequence[str]) -> set[str]:

@@ -65,11 +65,11 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.lora_rank < 1:
-            raise UserError(f"--lora_rank is {self.lora_rank}; give 1 or more")
+            raise UserError(f"lora_rank is {self.lora_rank}; give 1 or more")
         if not 0 < self.lora_alpha < math.inf:
-            raise UserError(f"--lora_alpha is {self.lora_alpha}; give a number above zero")
+            raise UserError(f"lora_alpha is {self.lora_alpha}; give a number above zero")
         if not 0 <= self.lora_dropout < 1:
-            raise UserError(f"--lora_dropout is {self.lora_dropout}; give a share below 1")
+            raise UserError(f"lora_dropout is {self.lora_dropout}; give a share below 1")
         for field in fields(self):
             value = getattr(self, field.name)
             if not self.lora and value != field.default:

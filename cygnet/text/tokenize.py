@@ -326,15 +326,17 @@ def _labels(chat: EncodedChat, loss_on: LossOn, messages: Sequence[Message]) -> 
     if loss_on == "all":
         return [False] + [True] * len(chat.ids)
     is_label = [*chat.is_label, False]
-    answers = [message for message in messages if message["role"] == "assistant"]
+    answers = (message for message in messages if message["role"] == "assistant")
+    silent = {at for at, answer in enumerate(answers) if answer.get("weight") == 0}
+    if loss_on == "assistant" and not silent:
+        return is_label
     turns = [
         [number for number, _ in turn]
         for learnt, turn in groupby(enumerate(is_label), key=lambda pair: pair[1])
         if learnt
-    ]  # as many as there are answers, but for those that were cut off
+    ]  # one for each answer, but for those that were cut off
     for at, turn in enumerate(turns):
-        is_left_out = loss_on == "last" and at < len(turns) - 1
-        if is_left_out or answers[at].get("weight") == 0:
+        if at in silent or (loss_on == "last" and at < len(turns) - 1):
             is_label[turn[0] : turn[-1] + 1] = [False] * len(turn)
     return is_label
 

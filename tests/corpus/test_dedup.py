@@ -26,7 +26,7 @@ def document(text: str, title: str = "", source: str = "s") -> Document:
 
 def test_conversations_that_only_call_or_think_otherwise_are_no_duplicates() -> None:
     def conversation(room: str, thought: str, call_id: str = "1") -> Document:
-        call = {"id": call_id, "function": {"name": "light", "arguments": {"room": room}}}
+        call = {"id": call_id, "function": {"name": "light", "arguments": {"id": room}}}
         messages = [
             {"role": "user", "content": "Switch it on."},
             {"role": "assistant", "tool_calls": [call], "reasoning_content": thought},

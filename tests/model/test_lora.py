@@ -156,7 +156,7 @@ def test_what_cannot_be_asked() -> None:
         adapted(random_model(), lora_targets=("o_proj", "qproj"))
     with pytest.raises(UserError, match="name a layer"):
         adapted(random_model(), lora_targets=())
-    with pytest.raises(UserError, match="--lora_rank is 0"):
+    with pytest.raises(UserError, match="lora_rank is 0"):
         LoraConfig(lora_rank=0)
     with pytest.raises(UserError, match="--quantize nf4 goes with --lora"):
         LoraConfig(quantize="nf4")

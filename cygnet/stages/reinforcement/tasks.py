@@ -98,7 +98,8 @@ def build_tasks(out: Path, config: TaskConfig) -> Path:
     """
     made = {"made_by": "cygnet tasks", "settings": plain(config)}
     found = read_json(out / "manifest.json")
-    if out.exists() and any(out.iterdir()) and {**found, **made} != found:
+    is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    if not is_free and any(found.get(name) != value for name, value in made.items()):
         raise UserError(f"{out}: holds something else than this task set; choose another --out")
     counts = {"sft": config.num_sft, "prompts": config.num_prompts, "heldout": config.num_heldout}
     with folder_atomic(out) as folder:

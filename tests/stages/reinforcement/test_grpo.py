@@ -334,11 +334,11 @@ class Moody:
     def __init__(self, mood: str) -> None:
         self.mood = mood
 
-    def reset(self, row: Any) -> tuple[Any, None]:
+    def reset(self, row: Any) -> Any:
         if self.mood == "reset" and row["prompt"] == "soup 1":
             raise KeyError("no such soup")
         if self.mood == "nothing" and row["prompt"] == "soup 1":
-            return None  # type: ignore[return-value]
+            return None
         return [{"role": "user", "content": row["prompt"]}], None
 
     def step(self, message: Any) -> Any:
