@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import cygnet
-from cygnet.corpus import normalize, sentences
+from cygnet.corpus import sentences
+from cygnet.corpus.clean import normalize
 from cygnet.corpus.document import Document, document_id
 from cygnet.corpus.instructions import document_rows
 from cygnet.han import HAN

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cygnet.corpus.clean.normalize import words
 from cygnet.corpus.document import Document
-from cygnet.corpus.normalize import words
 from cygnet.errors import require
 
 NUM_HASHES = 64

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from cygnet.corpus.find import find_files
 from cygnet.corpus.pipeline import TRAIN
-from cygnet.corpus.problems import Problems
+from cygnet.corpus.read.find import find_files
+from cygnet.corpus.read.problems import Problems
 from cygnet.errors import UserError
 
 MAX_WEIGHT = 1000

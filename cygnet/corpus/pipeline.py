@@ -11,6 +11,8 @@ from typing import IO, Any
 
 import cygnet
 from cygnet.corpus import builtin
+from cygnet.corpus.clean.filters import drop_reason
+from cygnet.corpus.clean.normalize import normalize
 from cygnet.corpus.dedup import (
     Duplicate,
     Entry,
@@ -20,12 +22,10 @@ from cygnet.corpus.dedup import (
     signature,
 )
 from cygnet.corpus.document import Document, document_id
-from cygnet.corpus.filters import drop_reason
-from cygnet.corpus.find import READABLE, InputFile, find_files
-from cygnet.corpus.normalize import normalize
-from cygnet.corpus.problems import FILE as PROBLEMS_FILE
-from cygnet.corpus.problems import Problems
-from cygnet.corpus.readers import MAX_CHARS, read_file, transcript
+from cygnet.corpus.read.find import READABLE, InputFile, find_files
+from cygnet.corpus.read.problems import FILE as PROBLEMS_FILE
+from cygnet.corpus.read.problems import Problems
+from cygnet.corpus.read.readers import MAX_CHARS, read_file, transcript
 from cygnet.corpus.report import Tally
 from cygnet.corpus.split import heldout_limit, split_position
 from cygnet.errors import UserError

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from cygnet.corpus import dedup, filters
+from cygnet.corpus import dedup
+from cygnet.corpus.clean import filters
 from cygnet.corpus.document import Document
-from cygnet.corpus.problems import FILE, LOST, MENDED, Problems
+from cygnet.corpus.read.problems import FILE, LOST, MENDED, Problems
 
 MAX_EXAMPLES = 3
 EXAMPLE_CHARS = 160

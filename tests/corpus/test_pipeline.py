@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from cygnet.corpus import pipeline, problems
+from cygnet.corpus import pipeline
 from cygnet.corpus.dedup import comparable_words, jaccard, shingles
 from cygnet.corpus.document import Document, document_id
 from cygnet.corpus.pipeline import DataConfig, prepare
+from cygnet.corpus.read import problems
 from cygnet.errors import UserError
 from cygnet.files import read_jsonl
 

@@ -12,9 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from cygnet.corpus.document import Document
-from cygnet.corpus.find import find_files
-from cygnet.corpus.problems import Problems
-from cygnet.corpus.readers import read_file
+from cygnet.corpus.read.find import find_files
+from cygnet.corpus.read.problems import Problems
+from cygnet.corpus.read.readers import read_file
 from cygnet.errors import UserError
 
 ROWS = [{"title": f"t{i}", "text": f'text, of "row" {i}\nline 二'} for i in range(7)]
@@ -229,9 +229,9 @@ def test_messages_that_are_no_list_are_named_as_such(tmp_path: Path) -> None:
 
 MEASURE = """
 import resource, sys
-from cygnet.corpus.find import find_files
-from cygnet.corpus.problems import Problems
-from cygnet.corpus.readers import read_file
+from cygnet.corpus.read.find import find_files
+from cygnet.corpus.read.problems import Problems
+from cygnet.corpus.read.readers import read_file
 problems = Problems()
 small, large = find_files(sys.argv[1:], problems)
 list(read_file(small, problems))

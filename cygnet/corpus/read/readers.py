@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from cygnet.corpus.decode import MAX_LINE_CHARS, TextStream, cut
+from cygnet.corpus.clean.normalize import SURROGATE
 from cygnet.corpus.document import Document, document_id
-from cygnet.corpus.find import InputFile
-from cygnet.corpus.normalize import SURROGATE
-from cygnet.corpus.problems import Problems
+from cygnet.corpus.read.decode import MAX_LINE_CHARS, TextStream, cut
+from cygnet.corpus.read.find import InputFile
+from cygnet.corpus.read.problems import Problems
 from cygnet.errors import UserError, nearest
 from cygnet.files import COMPRESSIONS
 from cygnet.messages import parse_messages, parse_tools, validate, why_no_conversation

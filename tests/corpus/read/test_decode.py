@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cygnet.corpus import decode
-from cygnet.corpus.decode import TextStream, cut
-from cygnet.corpus.problems import Problems
+from cygnet.corpus.read import decode
+from cygnet.corpus.read.decode import TextStream, cut
+from cygnet.corpus.read.problems import Problems
 
 CHINESE = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。\n"
 ENGLISH = "It was a bright cold day, and the clocks struck.\n"

@@ -1,8 +1,8 @@
 import pytest
 
 from cygnet.corpus.builtin import builtin_documents
-from cygnet.corpus.filters import RULES, drop_reason
-from cygnet.corpus.normalize import words
+from cygnet.corpus.clean.filters import RULES, drop_reason
+from cygnet.corpus.clean.normalize import words
 
 PROSE = "The swan is a large water bird. It nests in spring, near lakes and slow rivers. " * 1
 CHINESE = "天鹅是一种大型水鸟，春天在湖泊和缓流的河边筑巢，秋天成群飞往南方过冬，来年再回到旧巢。"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import IO
 
-from cygnet.corpus.problems import Problems
+from cygnet.corpus.read.problems import Problems
 from cygnet.han import HAN
 
 SAMPLE_BYTES = 1 << 16

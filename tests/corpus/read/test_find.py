@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from cygnet.corpus.find import find_files
-from cygnet.corpus.problems import Problems
+from cygnet.corpus.read.find import find_files
+from cygnet.corpus.read.problems import Problems
 from cygnet.errors import UserError
 
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cygnet.corpus.normalize import normalize, words
+from cygnet.corpus.clean.normalize import normalize, words
 
 ODD = "\ufeff\0\x07\x0b\x0c\r\n\t \x85\u2028\u3000é\u0301ａ，。Ã©â€œ\ud800\u0958\ufb1dﬁabc中"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cygnet.corpus.problems import Problems
+from cygnet.corpus.read.problems import Problems
 from cygnet.errors import UserError, nearest
 from cygnet.files import COMPRESSIONS
 
