@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from cygnet.config import ModelConfig, TrainConfig, plain
-from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.export.huggingface import load_folder
 from cygnet.files import JsonlWriter, folder_atomic, read_jsonl, sha256_file, write_json
 from cygnet.stages.distillation.distill import DistillConfig

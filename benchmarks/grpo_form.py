@@ -21,7 +21,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from cygnet.config import TrainConfig
-from cygnet.corpus.pipeline import HELDOUT
+from cygnet.corpus.document import HELDOUT
 from cygnet.evals.evaluate import answer
 from cygnet.evals.result import EvalConfig
 from cygnet.export.huggingface import find_model, load_folder

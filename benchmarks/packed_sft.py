@@ -21,7 +21,7 @@ from statistics import median
 import torch
 
 from cygnet.config import TrainConfig
-from cygnet.corpus.pipeline import TRAIN
+from cygnet.corpus.document import TRAIN
 from cygnet.export.huggingface import load_folder
 from cygnet.files import JsonlWriter, read_jsonl
 from cygnet.model.transformer import Transformer

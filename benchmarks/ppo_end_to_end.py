@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from cygnet.config import TrainConfig
-from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.export.huggingface import load_folder
 from cygnet.files import JsonlWriter, read_jsonl, write_json
 from cygnet.generate.generator import Generator

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cygnet.config import TrainConfig
-from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.export.huggingface import find_model
 from cygnet.files import JsonlWriter, read_jsonl
 from cygnet.stages.preference.dpo import DpoConfig, dpo

@@ -18,8 +18,8 @@ import torch
 
 from cygnet.commands.reward import measure
 from cygnet.config import ModelConfig, TrainConfig
+from cygnet.corpus.document import TRAIN
 from cygnet.corpus.instructions import InstructionConfig
-from cygnet.corpus.pipeline import TRAIN
 from cygnet.evals.reward import RESULT, RewardResult, summary
 from cygnet.export.huggingface import find_model, save_folder
 from cygnet.files import read_jsonl

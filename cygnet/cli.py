@@ -43,7 +43,8 @@ VERBS = {
          "cygnet run configs/demo.yaml --pretrain.minutes 20 --model.num-layers 6"),
     ),
     "data": Verb(
-        "raw files to clean documents, with a report of what was dropped",
+        "raw files to clean documents, with a report of what was dropped (train-filter: learn what "
+        "is good text from examples)",
         "cygnet.commands.data", "DataCommand", "data_command",
         ("cygnet data --about", "cygnet data --data notes/ --out runs/mine/data"),
     ),
@@ -158,6 +159,15 @@ VERBS = {
     ),
 }  # fmt: skip
 
+SUBVERBS = {
+    ("data", "train-filter"): Verb(
+        "learn to tell good text from bad, from examples of both",
+        "cygnet.commands.train_filter", "TrainFilterCommand", "train_filter_command",
+        ("cygnet data train-filter --good books/ notes.txt --bad spam.jsonl --out filters/mine",
+         "cygnet data train-filter --good 'wiki/*.parquet' --bad crawl.jsonl.zst --seed 1"),
+    ),
+}  # fmt: skip
+
 
 def main(arguments: list[str] | None = None, verb: str | None = None) -> None:
     """Run `cygnet VERB ...`.
@@ -178,6 +188,11 @@ def main(arguments: list[str] | None = None, verb: str | None = None) -> None:
             print(f"cygnet {__version__}")
             return
         verb, arguments = arguments[0], arguments[1:]
+        subverb = SUBVERBS.get((verb, "".join(arguments[:1])))
+        if subverb is not None:
+            with guarded():
+                _run(subverb, f"{program} {arguments[0]}", arguments[1:])
+            return
     with guarded():
         if verb not in VERBS:
             from cygnet.errors import UserError, nearest

@@ -17,7 +17,8 @@ import tyro
 from cygnet.commands.reward import measure
 from cygnet.config import TRAINING, ModelConfig, TrainConfig, as_yaml, stages_of_run
 from cygnet.corpus.instructions import InstructionConfig
-from cygnet.corpus.pipeline import DataConfig, prepare
+from cygnet.corpus.pipeline import prepare
+from cygnet.corpus.settings import DataConfig
 from cygnet.errors import UserError
 from cygnet.evals.report import write_report
 from cygnet.evals.result import EvalConfig

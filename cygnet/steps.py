@@ -12,8 +12,10 @@ import tyro
 
 from cygnet import __version__
 from cygnet.config import TrainConfig, plain, stages_of_run
+from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.corpus.instructions import InstructionConfig, build_instructions
-from cygnet.corpus.pipeline import HELDOUT, TRAIN, DataConfig, prepare
+from cygnet.corpus.pipeline import prepare
+from cygnet.corpus.settings import DataConfig
 from cygnet.corpus.small_talk import KIND as SMALL_TALK
 from cygnet.errors import UserError
 from cygnet.evals.evaluate import evaluate
@@ -33,7 +35,10 @@ from cygnet.model.lora import LoraConfig
 from cygnet.model.transformer import Transformer
 from cygnet.progress import say
 from cygnet.stages.preference.pairs import PairConfig, build_pairs
-from cygnet.text.tokenizer import Tokenizer, make_tokenizer
+from cygnet.text.learn import make_tokenizer, report_vocabularies
+from cygnet.text.sample import SampleConfig
+from cygnet.text.tokenizer import Tokenizer
+from cygnet.text.vocabularies import load_vocabulary, vocabulary_files
 from cygnet.train.hardware import find_hardware
 from cygnet.train.run_folder import (
     TRAINING_FILES,
@@ -44,6 +49,8 @@ from cygnet.train.run_folder import (
 )
 
 INPUTS, EVAL_INPUTS, EVAL_RESULT = "inputs.json", "eval_inputs.json", "eval.json"
+VOCABULARY_INPUTS = "vocabulary_inputs.json"
+ALL_SAMPLED = SampleConfig()
 From = Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN_OR_MODEL")]
 Train = Annotated[TrainConfig, tyro.conf.arg(name="")]
 Lora = Annotated[LoraConfig, tyro.conf.arg(name="")]
@@ -61,16 +68,54 @@ class Command(Protocol):
 C = TypeVar("C", bound=Command)
 
 
-def train_tokenizer_step(data: Path, out: Path, vocab_size: int) -> Path:
+def train_tokenizer_step(
+    data: Path, out: Path, vocab_size: int, sampling: SampleConfig = ALL_SAMPLED
+) -> Path:
     """Train a tokenizer on a data folder, unless `out` holds the one of the same inputs."""
     inputs = {"data": sha256_file(data / "manifest.json"), "vocab_size": vocab_size}
+    if sampling != ALL_SAMPLED:
+        inputs["sample"] = plain(sampling)
     if not up_to_date("tokenizer", out, inputs):
         if out.exists() and is_sealed(out):
             raise UserError(why_sealed(out))
-        (out / INPUTS).unlink(missing_ok=True)  # until all is there, nothing is
-        make_tokenizer(data / TRAIN, out, vocab_size, data / HELDOUT)
+        for name in (INPUTS, VOCABULARY_INPUTS):  # until all is there, nothing is
+            (out / name).unlink(missing_ok=True)
+        make_tokenizer(data / TRAIN, out, vocab_size, data / HELDOUT, sampling)
         record(out, inputs)
     return out
+
+
+def compare_vocabularies_step(
+    data: Path,
+    out: Path,
+    compare: Sequence[str],
+    sizes: Sequence[int],
+    width: int,
+    sampling: SampleConfig = ALL_SAMPLED,
+) -> None:
+    """Hold a trained tokenizer against others, where that is not yet done; see its report.
+
+    Args:
+        data: what it was trained on.
+        out: its folder.
+        compare: vocabularies of other makers: files, or folders of them.
+        sizes: of a sweep.
+        width: of a model, whose embedding's parameters are told.
+        sampling: as in `train_tokenizer_step`.
+    """
+    files = vocabulary_files(compare)
+    inputs = {
+        "data": sha256_file(data / "manifest.json"),
+        "tokenizer": sha256_file(out / "tokenizer.json"),
+        "compare": {str(file): sha256_file(file) for file in files},
+        "sweep": list(sizes),
+        "width": width,
+        "sample": plain(sampling),
+    }
+    if not up_to_date("comparison", out, inputs, VOCABULARY_INPUTS):
+        known = sorted(map(load_vocabulary, files), key=lambda one: (one.num_entries, one.name))
+        report_vocabularies(out, data / TRAIN, data / HELDOUT, known, sizes, width, sampling)
+        record(out, inputs, VOCABULARY_INPUTS)
 
 
 def make_instructions(

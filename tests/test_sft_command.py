@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cygnet import cli
-from cygnet.corpus.pipeline import TRAIN
+from cygnet.corpus.document import TRAIN
 from cygnet.export.huggingface import save_folder
 from cygnet.files import read_jsonl, sha256_file
 from cygnet.text.shards import ShardReader

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from cygnet.commands.token_counts import count_tokens
 from cygnet.corpus import builtin
-from cygnet.corpus.pipeline import DataConfig, prepare
+from cygnet.corpus.clean.rules import RULES
+from cygnet.corpus.page import PAGE, TokenCount, put_tokens
+from cygnet.corpus.parts import read_plan
+from cygnet.corpus.pipeline import parts_folder, prepare
+from cygnet.corpus.scale import ScaleConfig
+from cygnet.corpus.settings import DataConfig
+from cygnet.corpus.table import DocumentTable
+from cygnet.corpus.what_if import aligned, what_if
+from cygnet.errors import UserError
+from cygnet.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,18 +28,91 @@ class DataCommand:
 
     reads_yaml: ClassVar[bool] = True
     data: tuple[str, ...] = ()
-    """Files, folders or globs; none takes the built-in text."""
+    """Files, folders, globs, archives or addresses; none takes the built-in text."""
     out: Path = Path("runs/mine/data")
     """Folder for the clean documents and the report."""
     about: bool = False
     """Say where the built-in text comes from and under which licences, and stop."""
+    rules: bool = False
+    """List the rules that drop documents, with their thresholds and sets, and stop."""
+    what_if: tuple[str, ...] = ()
+    """Try other thresholds on the finished folder at --out, and stop: `gopher_min_words=30`, or
+    `c4_curly_bracket=off`. Takes seconds, for no text is read again."""
+    tokenizer: str = ""
+    """A tokenizer's or model's folder: count the tokens of the training text for the report."""
+    strict: bool = False
+    """Stop at the first file or row that cannot be read, in place of counting it."""
     corpus: DataConfig = DataConfig()
+    scale: ScaleConfig = ScaleConfig()
 
 
 def data_command(config: DataCommand) -> None:
-    """Write a data folder, or tell about the built-in text."""
+    """Write a data folder; or tell about the built-in text, the rules, or other thresholds.
+
+    Raises:
+        UserError: something given is wrong, cannot be read, or leaves no text.
+    """
+    corpus = dataclasses.replace(
+        config.corpus, paths=config.data, strict=config.strict or config.corpus.strict
+    )
     if config.about:
         print(builtin.about())
         return
-    out = prepare(dataclasses.replace(config.corpus, paths=config.data), config.out)
+    if config.rules:
+        print("\n".join(_rule_lines(corpus)))
+        return
+    work = parts_folder(config.out)
+    if config.what_if:
+        found = what_if(DocumentTable.load(config.out, work), config.what_if)
+        print("\n".join(found.lines(config.data or _known_paths(work), config.out)))
+        return
+    tokenizer = Tokenizer.load(config.tokenizer) if config.tokenizer else None
+    out = prepare(corpus, config.out, config.scale)
     print((out / "report.md").read_text(encoding="utf-8"))
+    if tokenizer is not None:
+        counts = count_tokens(DocumentTable.load(out), out, tokenizer, seed=corpus.seed)
+        if (out / PAGE).is_file():
+            put_tokens(out / PAGE, counts, config.tokenizer)
+        print("\n".join(_token_lines(counts)))
+
+
+def _known_paths(work: Path) -> Sequence[str]:
+    """Return the paths of the run that made a work folder, if it is there."""
+    try:
+        return read_plan(work)[0].paths
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return ()
+
+
+def _rule_lines(config: DataConfig) -> Iterator[str]:
+    held = {rule.name: rule for rule in config.rules_in_force()}
+    rows = []
+    for usual in RULES:
+        rule = held.get(usual.name)
+        sign = "<" if usual.side == "below" else ">"
+        threshold = "off" if rule is None else f"{sign} {rule.threshold:g}"
+        sets = ", ".join(usual.sets)
+        rows.append([usual.name, f"{usual.number} {threshold}", sets, usual.why])
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    heads = ["rule", "drops a document where", "of", "because it has"]
+    for row in (heads, *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]
+        yield "  ".join([*cells, row[3]])
+    yield ""
+    yield "A file is held to the rules of its kind: web pages and WARC to `web`, source code and"
+    yield "notebooks to `code`, all else to `basic`; --corpus.rules holds all to one of them, or to"
+    yield "`none`. The first rule that a document breaks is the reason it goes. Other thresholds:"
+    yield "  --corpus.thresholds gopher_min_words=30 c4_curly_bracket=off"
+    yield "  --what-if gopher_min_words=30     tries it on a finished folder, in seconds"
+
+
+def _token_lines(counts: Sequence[TokenCount]) -> Iterator[str]:
+    rows = [
+        [
+            f"{count.kind} {count.name}".strip(), f"{count.documents:,}", f"{count.bytes:,}",
+            count.told, f"{count.bytes / max(count.tokens, 1):.2f}", f"{count.sampled:,}",
+        ]
+        for count in counts
+    ]  # fmt: skip
+    headings = ("training text", "documents", "bytes", "tokens", "bytes per token", "counted")
+    yield from aligned(headings, rows)

@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar
 import tyro
 
 from cygnet.config import TRAINING, TrainConfig
+from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.corpus.instructions import InstructionConfig
-from cygnet.corpus.pipeline import HELDOUT, TRAIN
 from cygnet.evals.report import write_report
 from cygnet.evals.reward import RESULT, judge_reward, summary
 from cygnet.export.huggingface import WEIGHTS_FILE, find_model

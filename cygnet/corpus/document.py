@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+TRAIN, HELDOUT = "train.jsonl.zst", "heldout.jsonl.zst"
+"""The files of a data folder that hold documents."""
+
 
 def document_id(text: str) -> str:
     """Return the first 16 hexadecimal characters of the SHA-256 of the text (UTF-8)."""

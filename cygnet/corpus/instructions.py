@@ -23,8 +23,7 @@ from typing import Any
 
 import cygnet
 from cygnet.corpus.builtin import render_recipe
-from cygnet.corpus.document import Document
-from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.corpus.document import HELDOUT, TRAIN, Document
 from cygnet.corpus.sentences import first_sentences, passages, sentences
 from cygnet.corpus.small_talk import (
     CONVERSATIONS,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from cygnet.corpus.pipeline import TRAIN
+from cygnet.corpus.document import TRAIN
 from cygnet.corpus.read.find import find_files
 from cygnet.corpus.read.problems import Problems
 from cygnet.errors import UserError
@@ -48,7 +48,8 @@ def parse_mixture(given: Sequence[str]) -> tuple[tuple[str, ...], dict[str, floa
 
 def _part(text: str) -> tuple[str, float]:
     found = _WEIGHTED.fullmatch(text)
-    if found is None or Path(text).exists():
+    is_query = "://" in text and "?" in text
+    if found is None or is_query or Path(text).exists():
         return text, 1.0
     try:
         weight = float(found["weight"])

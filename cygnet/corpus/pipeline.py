@@ -1,133 +1,174 @@
-"""Raw files to a data folder: read, normalise, filter, de-duplicate, split, report."""
+"""Raw files to a data folder: read, normalise, filter, de-duplicate, split, report.
+
+Three steps, two of them by all cores at once: `parts.make_part` reads and measures, `decide` says
+what becomes of every document, `write_part` writes what stays. What a step leaves in the work
+folder beside the data folder is found again by the next run.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import numpy as np
 
 import cygnet
 from cygnet.corpus import builtin
-from cygnet.corpus.clean.filters import drop_reason
-from cygnet.corpus.clean.normalize import normalize
-from cygnet.corpus.dedup import (
-    Duplicate,
-    Entry,
-    comparable_words,
-    exact_key,
-    find_duplicates,
-    signature,
-)
-from cygnet.corpus.document import Document, document_id
-from cygnet.corpus.read.find import READABLE, InputFile, find_files
+from cygnet.corpus.decide import Decision, Parts, decide, nothing_left
+from cygnet.corpus.document import HELDOUT, TRAIN
+from cygnet.corpus.evaluation import read_evaluation
+from cygnet.corpus.page import PAGE, write_page
+from cygnet.corpus.parts import Task, read_plan, task_key, write_plan
+from cygnet.corpus.read.find import InputFile, find_files
+from cygnet.corpus.read.kinds import READABLE
 from cygnet.corpus.read.problems import FILE as PROBLEMS_FILE
 from cygnet.corpus.read.problems import Problems
-from cygnet.corpus.read.readers import MAX_CHARS, read_file, transcript
-from cygnet.corpus.report import Tally
-from cygnet.corpus.split import heldout_limit, split_position
+from cygnet.corpus.read.slices import slices
+from cygnet.corpus.repeated import take_out_repeated
+from cygnet.corpus.report import Tally, removed_rows
+from cygnet.corpus.scale import ScaleConfig, run_tasks
+from cygnet.corpus.settings import DataConfig
+from cygnet.corpus.table import DocumentTable
 from cygnet.errors import UserError
-from cygnet.files import JsonlWriter, folder_atomic, sha256_file, write_atomic, write_json
-from cygnet.progress import Advance, progress, say
+from cygnet.files import (
+    JsonlWriter,
+    digest_of,
+    folder_atomic,
+    read_json,
+    sha256_file,
+    write_atomic,
+    write_json,
+)
+from cygnet.progress import say
 
-FORMAT_VERSION = 1
-TRAIN, HELDOUT = "train.jsonl.zst", "heldout.jsonl.zst"
-OUTPUTS = (TRAIN, HELDOUT, "report.json", "report.md", PROBLEMS_FILE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What to read and how to clean it.
-
-    Raises:
-        UserError: a value is out of its range.
-    """
-
-    paths: tuple[str, ...] = ()
-    """Files, folders or globs: txt, md, jsonl, json, csv, tsv, parquet, each also .gz or .zst.
-    None given: the built-in text."""
-    heldout_share: float = 0.02
-    """The share of documents that are held out, chosen by a hash of their title or text."""
-    min_chars: int = 20
-    """Shorter documents are dropped."""
-    max_chars: int = MAX_CHARS
-    """Longer texts are cut into documents of at most so many characters."""
-    near_duplicate_threshold: float = 0.8
-    """The least share of common word pairs (Jaccard) at which a document counts as a duplicate."""
-    text_field: str = ""
-    """The field that holds the text of a row; empty for the usual names (text, content, ...)."""
-    seed: int = 0
-    """Another seed holds out other documents."""
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("heldout_share", 1e-6, 0.5),
-            ("min_chars", 1, 10_000),
-            ("max_chars", 200, 10_000_000),
-            ("near_duplicate_threshold", 0.3, 1.0),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise UserError(f"{name} is {value}; give a value from {low} to {high}")
-        if self.min_chars > self.max_chars:
-            raise UserError(f"min_chars ({self.min_chars}) is over max_chars ({self.max_chars})")
+FORMAT_VERSION = 3
+NUMBERS, REMOVED, COST = "numbers.parquet", "removed.jsonl.zst", "cost.json"
+OUTPUTS = (TRAIN, HELDOUT, NUMBERS, REMOVED, "report.json", "report.md", PROBLEMS_FILE)
+MAX_TASK_FILES = 2_000
+ALONE_BYTES = 256 << 20
+HASHES = "inputs.json"
 
 
-def prepare(config: DataConfig, out: Path) -> Path:
+def prepare(config: DataConfig, out: Path, scale: ScaleConfig | None = None) -> Path:
     """Make the data folder `out`: train and held-out documents, report, manifest.
 
-    Does nothing but say so if `out` was made from the same files with the same settings.
+    Does nothing but say so if `out` was made from the same files with the same settings. What was
+    read stays in the `parts_folder` beside it, so that another run reads only what is new.
 
     Raises:
         UserError: a path cannot be read, nothing usable is left, no text is left to hold out or
             to train on, or `out` holds something else.
     """
-    problems = Problems()
+    problems = Problems(strict=config.strict)
     files = find_files(config.paths, problems, exclude=out)
     if config.paths and not files:
         raise UserError(f"{', '.join(config.paths)}: no file to read there; {_first_of(problems)}")
-    manifest = _manifest(config, files)
+    if not config.paths:
+        files = [InputFile(p, f"builtin/{p.name}", "", "builtin") for p in builtin.builtin_files()]
+    scale = scale or ScaleConfig()
+    if scale.executor != "local":  # other machines start in other folders
+        files = [dataclasses.replace(file, path=file.path.absolute()) for file in files]
+    work = parts_folder(out)
+    hashes, states = _hashes(files, work)
+    manifest = _manifest(config, files, hashes)
     changed = _what_changed(out, manifest)
     if not changed:
         say(f"data: up to date, nothing to do ({out})")
         return out
     if changed != ["new"]:
         say(f"data: made again, for {'; '.join(changed)}")
-    with folder_atomic(out) as folder:
-        tally = _Preparation(config, files, problems, folder).run()
-        write_json(folder / "report.json", tally.to_json(problems))
-        write_atomic(folder / "report.md", tally.to_markdown(problems))
-        with JsonlWriter(folder / PROBLEMS_FILE) as writer:
-            for row in problems.rows():
-                writer.write(row)
-        manifest["outputs"] = {name: sha256_file(folder / name) for name in OUTPUTS}
-        write_json(folder / "manifest.json", manifest)
+    was_there = work.exists()
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / HASHES, states)
+    try:
+        tally = _Preparation(config, scale, problems, work, out).run(files, hashes, manifest)
+    except UserError:
+        if not was_there:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
     _say_outcome(tally, problems, out)
     return out
 
 
-def _manifest(config: DataConfig, files: list[InputFile]) -> dict[str, Any]:
-    settings = dataclasses.asdict(config)
-    del settings["paths"]  # the inputs say more, and the same files give the same bytes anywhere
-    if not config.paths:
-        files = [InputFile(p, f"builtin/{p.name}", "", "jsonl") for p in builtin.builtin_files()]
+def parts_folder(out: Path) -> Path:
+    """Return where what was read for a data folder lies: hidden, so that it is never read as text.
+
+    Whoever deletes it loses nothing but the time to read again.
+    """
+    return out.with_name(f".{out.name}.parts")
+
+
+def _hashes(files: Sequence[InputFile], work: Path) -> tuple[dict[str, str], dict[str, list[Any]]]:
+    """Return the hash of each file by its place, and what the next run needs to know them by.
+
+    A file of the size and time that it had at the last run is not read for it.
+    """
+    known = read_json(work / HASHES)
+    hashes: dict[str, str] = {}
+    states: dict[str, list[Any]] = {}
+    for file in files:
+        if file.url:
+            hashes[file.place] = file.version or f"{file.size}"
+            continue
+        try:
+            status = file.path.stat()
+            state = [status.st_size, status.st_mtime_ns]
+            before = known.get(file.place, [])
+            digest = before[2] if before[:2] == state else sha256_file(file.path)
+        except OSError:
+            hashes[file.place] = ""  # reading it will say what is wrong
+            continue
+        hashes[file.place], states[file.place] = digest, [*state, digest]
+    return hashes, states
+
+
+def _manifest(
+    config: DataConfig, files: Sequence[InputFile], hashes: dict[str, str]
+) -> dict[str, Any]:
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))
+    # What these files hold counts; where they lie does not.
+    for name in ("paths", "evaluation", "quality_filter"):
+        del settings[name]
     return {
         "made_by": "cygnet data",
         "format_version": FORMAT_VERSION,
         "cygnet_version": cygnet.__version__,
         "settings": settings,
+        "uses": _used_files(config),
         "inputs": [
             {
                 "path": file.source,
                 "domain": file.domain,
-                "bytes": file.path.stat().st_size,
-                "sha256": sha256_file(file.path),
+                "bytes": file.num_bytes(),
+                "sha256": hashes[file.place],
+                **{
+                    name: value
+                    for name in ("licence", "weight", "epochs", "rules", "text_field")
+                    if (value := getattr(file, name)) not in ("", 1.0)
+                },
             }
             for file in files
         ],
     }
+
+
+def _used_files(config: DataConfig) -> dict[str, str]:
+    """Return the hashes of the files that are not learnt but used: evaluation sets, filters."""
+    used = {}
+    if config.evaluation:
+        for file in find_files(config.evaluation, Problems()):
+            used[file.source] = file.version if file.url else sha256_file(file.path)
+    if config.quality_filter:
+        filter_path = Path(config.quality_filter)
+        files = sorted(filter_path.rglob("*")) if filter_path.is_dir() else [filter_path]
+        used |= {file.name: sha256_file(file) for file in files if file.is_file()}
+    return used
 
 
 def _what_changed(out: Path, wanted: dict[str, Any]) -> list[str]:
@@ -152,6 +193,8 @@ def _what_changed(out: Path, wanted: dict[str, Any]) -> list[str]:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
+    old, new = found.get("uses", {}), wanted["uses"]
+    changes += [f"{n} changed" for n in sorted(old.keys() | new.keys()) if old.get(n) != new.get(n)]
     changes += _changed_inputs(found.get("inputs", []), wanted["inputs"])
     outputs = found.get("outputs", {})
     for name in OUTPUTS:
@@ -174,144 +217,215 @@ def _changed_inputs(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> lis
     return changes[:3] + more
 
 
+def make_tasks(
+    files: Sequence[InputFile], hashes: dict[str, str], config: DataConfig, uses: str = ""
+) -> list[Task]:
+    """Part the input into pieces of about `part_mb`: some files, or a slice of one.
+
+    Borders between files are set by their names as by their sizes, so that a new file changes few
+    pieces. `uses` is a hash of what else is read.
+    """
+    version = f"{cygnet.__version__}.{FORMAT_VERSION}.{uses}"
+    most = int(config.part_mb * 1e6)
+    tasks: list[Task] = []
+    group: list[InputFile] = []
+    size = 0
+
+    def end() -> None:
+        nonlocal group, size
+        if group:
+            key = task_key([(file, hashes[file.place]) for file in group], config, version)
+            tasks.append(Task(key, tuple(group)))
+        group, size = [], 0
+
+    for file in files:
+        pieces = slices(file, most)
+        if len(pieces) > 1 or size + file.num_bytes() > most or len(group) > MAX_TASK_FILES:
+            end()
+        if len(pieces) > 1:
+            for piece in pieces:
+                group = [piece]
+                end()
+            continue
+        group.append(file)
+        size += file.num_bytes()
+        if hash_of_name(file.source) % 64 == 0:
+            end()
+    end()
+    return tasks
+
+
+def hash_of_name(name: str) -> int:
+    """Return a number that depends on a name alone."""
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "replace")).digest()[:4], "big")
+
+
 class _Preparation:
-    """One run of the pipeline. Texts wait on disk; memory holds a signature a document."""
+    """One run of the pipeline."""
 
     def __init__(
-        self, config: DataConfig, files: list[InputFile], problems: Problems, folder: Path
+        self, config: DataConfig, scale: ScaleConfig, problems: Problems, work: Path, out: Path
     ) -> None:
-        self._config, self._files, self._problems = config, files, problems
-        self._folder = folder
-        self._tally = Tally()
-        self._entries: list[Entry] = []
-        self._offsets: list[int] = []
+        self._config, self._scale, self._problems = config, scale, problems
+        self._work, self._out = work, out
+        self._cost: dict[str, float] = {}
+        self._since = time.monotonic()
 
-    def run(self) -> Tally:
-        """Write the two document files; return the counts."""
-        waiting = self._folder / "waiting.jsonl"
-        try:
-            with open(waiting, "wb") as spill:
-                for document in self._documents():
-                    self._take(document, spill)
-            with open(waiting, "rb") as spill:
-                if not self._entries:
-                    raise UserError(self._nothing_left())
-                limit = heldout_limit(
-                    [entry.position for entry in self._entries], self._config.heldout_share
-                )
-                self._write(spill, limit, self._duplicates(spill, limit))
-        finally:
-            waiting.unlink(missing_ok=True)
-        if not self._tally.count("train").documents:
+    def run(
+        self, files: Sequence[InputFile], hashes: dict[str, str], manifest: dict[str, Any]
+    ) -> Tally:
+        """Make the data folder; return the counts."""
+        config, work = self._config, self._work
+        if config.evaluation:
+            read_evaluation(config.evaluation).save(work)
+        tasks = make_tasks(files, hashes, config, digest_of(manifest["uses"]))
+        write_plan(work, config, tasks)
+        run_tasks("cygnet.corpus.parts:make_part", work, len(tasks), self._scale, "read")
+        self._took("read")
+        keys = [task.key for task in tasks]
+        if config.repeated_spans != "keep":
+            keys = take_out_repeated(work, keys, self._scale)
+            self._took("take out repeated spans")
+        for key in keys:
+            state = json.loads((work / f"{key}.problems.json").read_text(encoding="utf-8"))
+            self._problems.merge(Problems.from_state(state))
+        parts = Parts(work, keys)
+        if not len(parts):
+            where = ", ".join(config.paths)
+            raise UserError(f"{where}: no text found; {_first_of(self._problems)}")
+        decision = decide(parts, config, config.rules_in_force())
+        self._took("decide")
+        self._check(decision)
+        tally = Tally.of(parts, decision, config)
+        self._write(parts, decision, keys, tally, manifest)
+        self._clean_up(keys)
+        return tally
+
+    def _took(self, step: str) -> None:
+        now = time.monotonic()
+        self._cost[step], self._since = now - self._since, now
+
+    def _check(self, decision: Decision) -> None:
+        outcome = decision.outcome
+        if not np.isin(outcome, ("train", "heldout")).any():
+            raise nothing_left(outcome, ", ".join(self._config.paths))
+        if not (outcome == "train").any():
             raise UserError(
                 "no training text left: all that is not held out repeats held-out text; "
                 "give more text"
             )
-        return self._tally
 
-    def _documents(self) -> Iterator[Document]:
+    def _write(
+        self,
+        parts: Parts,
+        decision: Decision,
+        keys: Sequence[str],
+        tally: Tally,
+        manifest: dict[str, Any],
+    ) -> None:
+        work = self._work
+        copies = np.minimum(parts.column("copies"), 0xFFFF).astype(np.int32)
+        sides = np.where(decision.outcome == "train", copies, 0)
+        sides = np.where(decision.outcome == "heldout", -1, sides)
+        for key, first, last in zip(keys, parts.offsets[:-1], parts.offsets[1:], strict=False):
+            np.save(work / f"{key}.sides.npy", sides[first:last])
+        write_json(work / "written.json", list(keys))
+        for leftover in (*work.glob(f"*.{TRAIN}"), *work.glob(f"*.{HELDOUT}")):
+            leftover.unlink()
+        scale = self._scale
+        if scale.executor == "local" and parts.column("length").sum() < ALONE_BYTES:
+            scale = ScaleConfig(workers=1)  # it is written before other processes have started
+        run_tasks("cygnet.corpus.pipeline:write_part", work, len(keys), scale, "write")
+        with folder_atomic(self._out) as folder:
+            for name in (TRAIN, HELDOUT):
+                with open(folder / name, "wb") as file:
+                    for key in keys:
+                        file.write((work / f"{key}.{name}").read_bytes())
+            _write_numbers(parts, decision, folder / NUMBERS)
+            with JsonlWriter(folder / REMOVED) as writer:
+                for row in removed_rows(parts, decision):
+                    writer.write(row)
+            write_json(folder / "report.json", tally.to_json(self._problems))
+            write_atomic(folder / "report.md", tally.to_markdown(self._problems))
+            with JsonlWriter(folder / PROBLEMS_FILE) as writer:
+                for row in self._problems.rows():
+                    writer.write(row)
+            manifest["outputs"] = {name: sha256_file(folder / name) for name in OUTPUTS}
+            write_json(folder / "manifest.json", manifest)
+            self._took("write")
+            num_bytes = sum(entry["bytes"] for entry in manifest["inputs"])
+            cost = {"bytes": num_bytes, "seconds": self._cost}
+            write_json(folder / COST, cost)
+            table = DocumentTable.of(parts, decision, self._config)
+            write_page(folder / PAGE, table, self._problems, cost, str(self._out))
+
+    def _clean_up(self, keys: Sequence[str]) -> None:
+        """Leave in the work folder what the next run may need; of the built-in text, nothing."""
         if not self._config.paths:
-            with progress("read", builtin.NUM_DOCUMENTS) as advance:
-                for document in builtin.builtin_documents():
-                    advance()
-                    yield document
+            shutil.rmtree(self._work)
             return
-        with progress("read", sum(file.path.stat().st_size for file in self._files)) as advance:
-            for file in self._files:
-                yield from self._read(file, advance)
+        wanted = {task.key for task in read_plan(self._work)[1]} | set(keys)
+        for path in self._work.iterdir():
+            if path.is_dir():
+                continue
+            key, _, kind = path.name.partition(".")
+            is_of_part = kind.endswith(("arrow", "jsonl", "npy", "problems.json"))
+            is_used_up = path.name.endswith((TRAIN, HELDOUT, ".sides.npy", ".tmp"))
+            if is_used_up or (is_of_part and key not in wanted):
+                path.unlink()
 
-    def _read(self, file: InputFile, advance: Advance) -> Iterator[Document]:
-        return read_file(
-            file,
-            self._problems,
-            max_chars=self._config.max_chars,
-            text_field=self._config.text_field,
-            advance=advance,
-        )
 
-    def _take(self, document: Document, spill: IO[bytes]) -> None:
-        document = normalized(document)
-        self._tally.add_read(document)
-        tokens = comparable_words(document)
-        reason = drop_reason(document.text, tokens, self._config.min_chars)
-        if reason is not None:
-            self._tally.add_outcome(document, reason)
-            return
-        self._offsets.append(spill.tell())
-        spill.write(json.dumps(document.to_json(), ensure_ascii=False).encode() + b"\n")
-        position = split_position(document, self._config.seed)
-        key, minhash = exact_key(tokens), signature(tokens)
-        self._entries.append(Entry(position, document.id, document.source, key, minhash))
+def write_part(folder: Path, number: int) -> None:
+    """Write what stays of a part, as compressed streams of their own that can be joined."""
+    import pyarrow
 
-    def _at(self, spill: IO[bytes], number: int) -> Document:
-        spill.seek(self._offsets[number])
-        return Document.from_json(json.loads(spill.readline()))
-
-    def _duplicates(self, spill: IO[bytes], limit: float) -> dict[int, Duplicate]:
-        found = find_duplicates(
-            self._entries,
-            limit,
-            self._config.near_duplicate_threshold,
-            lambda number: comparable_words(self._at(spill, number)),
-        )
-        duplicates: dict[int, Duplicate] = {}
-        with progress("de-duplicate", len(self._entries)) as advance:
-            for number, duplicate in found:
-                if duplicate is not None:
-                    duplicates[number] = duplicate
-                advance()
-        return duplicates
-
-    def _write(self, spill: IO[bytes], limit: float, duplicates: dict[int, Duplicate]) -> None:
+    key = json.loads((folder / "written.json").read_text(encoding="utf-8"))[number]
+    if all((folder / f"{key}.{name}").exists() for name in (TRAIN, HELDOUT)):
+        return
+    sides = np.load(folder / f"{key}.sides.npy")
+    temporary = {name: folder / f".{key}.{os.getpid()}.{name}" for name in (TRAIN, HELDOUT)}
+    try:
         with (
-            JsonlWriter(self._folder / TRAIN) as train,
-            JsonlWriter(self._folder / HELDOUT) as heldout,
-            progress("write", len(self._entries)) as advance,
+            open(folder / f"{key}.jsonl", "rb") as texts,
+            pyarrow.output_stream(str(temporary[TRAIN]), compression="zstd") as train,
+            pyarrow.output_stream(str(temporary[HELDOUT]), compression="zstd") as heldout,
         ):
-            for number, entry in enumerate(self._entries):
-                document = self._at(spill, number)
-                duplicate = duplicates.get(number)
-                if duplicate is not None:
-                    of = self._entries[duplicate.of].source
-                    why = f"{duplicate.similarity:.2f} like {of}"
-                    self._tally.add_outcome(document, duplicate.reason, why)
-                elif entry.position < limit:
-                    heldout.write(document.to_json())
-                    self._tally.add_outcome(document, "heldout")
-                else:
-                    train.write(document.to_json())
-                    self._tally.add_outcome(document, "train")
-                advance()
-
-    def _nothing_left(self) -> str:
-        counts = dict(self._tally.waterfall())
-        num_read = counts.pop("read").documents
-        where = ", ".join(self._config.paths)
-        if not num_read:
-            return f"{where}: no text found; {_first_of(self._problems)}"
-        dropped = ", ".join(f"{name} {c.documents:,}" for name, c in counts.items() if c.documents)
-        return (
-            f"{where}: all {num_read:,} documents were dropped ({dropped}); "
-            "give more or longer text, or lower --corpus.min-chars"
-        )
+            for side, line in zip(sides.tolist(), texts, strict=True):
+                if side == -1:
+                    heldout.write(line)
+                elif side == 1:
+                    train.write(line)
+                elif side > 1:
+                    value = json.loads(line) | {"copies": side}
+                    train.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+        for name, path in temporary.items():
+            os.replace(path, folder / f"{key}.{name}")
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
 
 
-def normalized(document: Document) -> Document:
-    """Return the document with its text, messages and title normalised, and its id anew."""
-    messages = document.messages
-    if messages is not None:
-        messages = [
-            {**message, "content": normalize(message["content"])}
-            if isinstance(message.get("content"), str)
-            else message
-            for message in messages
-        ]
-        text = transcript(messages)
-    else:
-        text = normalize(document.text)
-    if text == document.text and messages == document.messages:
-        return document
-    return dataclasses.replace(document, id=document_id(text), text=text, messages=messages)
+def _write_numbers(parts: Parts, decision: Decision, path: Path) -> None:
+    """Write a row for each document: where it comes from, its numbers, what became of it."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table = parts.table
+    assert table is not None
+    table = table.drop_columns(["exact", "phrases", "num_words", "start", "length"])
+    if "heldout_overlap" in decision.numbers:
+        overlap = pyarrow.array(decision.numbers["heldout_overlap"])
+        table = table.append_column("heldout_overlap", overlap)
+    of = np.full(len(parts), -1, np.int64)
+    similarity = np.full(len(parts), np.nan, np.float32)
+    for number, duplicate in decision.duplicates.items():
+        of[number], similarity[number] = duplicate.of, duplicate.similarity
+    table = table.append_column("outcome", pyarrow.array(decision.outcome.astype(str)))
+    table = table.append_column("duplicate_of", pyarrow.array(of))
+    table = table.append_column("similarity", pyarrow.array(similarity))
+    pyarrow.parquet.write_table(table, path, compression="zstd")
 
 
 def _first_of(problems: Problems) -> str:

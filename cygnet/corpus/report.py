@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cygnet.corpus import dedup
-from cygnet.corpus.clean import filters
-from cygnet.corpus.document import Document
+import numpy as np
+
+from cygnet.corpus import dedup, facts
+from cygnet.corpus.clean.rules import BY_NAME, Rule
+from cygnet.corpus.decide import REASONS, Decision, Parts
+from cygnet.corpus.facts import Count
 from cygnet.corpus.read.problems import FILE, LOST, MENDED, Problems
+from cygnet.corpus.settings import DataConfig
+from cygnet.corpus.table import KEPT, DocumentTable
 
 MAX_EXAMPLES = 3
 EXAMPLE_CHARS = 160
-KEPT = ("train", "heldout")
-RULES = {**filters.RULES, **dedup.REASONS}
-"""Every reason a document is dropped for, in the order in which the rules are tried."""
-
-
-@dataclass(slots=True)
-class Count:
-    """How much text."""
-
-    documents: int = 0
-    characters: int = 0
-    bytes: int = 0
-
-    def add(self, text: str) -> None:
-        """Count one document; `bytes` are those of UTF-8."""
-        self.documents += 1
-        self.characters += len(text)
-        self.bytes += len(text.encode())
-
-    def to_json(self) -> dict[str, int]:
-        """Return the JSON object of the report."""
-        return {"documents": self.documents, "characters": self.characters, "bytes": self.bytes}
+ROW_SIDES = ("read", "kept")
+MAX_SHARES = 40
+"""Languages, licences... that are told one by one."""
+COLUMNS = {"language": "language", "kind": "kind of file", "licence": "licence"}
+"""What documents are counted by beside their domain, and how it is called."""
+_WHY = {**{name: rule.told for name, rule in BY_NAME.items()}, **REASONS, **dedup.REASONS}
+RULES = {name: _WHY[name] for name in facts.REASON_NAMES}
+"""Every reason a document is dropped for, in the order in which they are tried."""
 
 
 @dataclass(slots=True)
@@ -44,21 +35,61 @@ class Tally:
     read: dict[str, Count] = field(default_factory=dict)
     outcomes: dict[str, dict[str, Count]] = field(default_factory=dict)
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    told: dict[str, str] = field(default_factory=lambda: dict(RULES))
+    """What each reason means, with the thresholds of the run."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """The further parts of `report.json`."""
 
-    def add_read(self, document: Document) -> None:
-        """Count a document that was read (after normalising)."""
-        self.read.setdefault(document.domain, Count()).add(document.text)
+    @classmethod
+    def of(cls, parts: Parts, decision: Decision, config: DataConfig | None = None) -> Tally:
+        """Count what was decided; the first documents of each reason are its examples.
 
-    def add_outcome(self, document: Document, outcome: str, why: str = "") -> None:
-        """Count what became of a document: a key of `RULES`, `train` or `heldout`."""
-        assert outcome in RULES or outcome in KEPT
-        by_domain = self.outcomes.setdefault(outcome, {})
-        by_domain.setdefault(document.domain, Count()).add(document.text)
-        examples = self.examples.setdefault(outcome, [])
-        if outcome in RULES and len(examples) < MAX_EXAMPLES:
-            text = " ".join(document.text.split())
-            text = text[:EXAMPLE_CHARS] + ("..." if len(text) > EXAMPLE_CHARS else "")
-            examples.append({"source": document.source, "why": why, "text": text})
+        Args:
+            parts: the documents.
+            decision: what becomes of each.
+            config: the settings of the run, whose thresholds are told.
+        """
+        config = config or DataConfig()
+        table = DocumentTable.of(parts, decision, config)
+        tally = cls(told=told(config.rules_in_force()))
+        tally._count(table)
+        tally.facts = _facts_of(table, decision)
+        for name in table.outcomes.names:
+            if name in RULES:
+                for number in np.flatnonzero(decision.outcome == name)[:MAX_EXAMPLES].tolist():
+                    tally._add_example(name, parts, decision, number)
+        return tally
+
+    def _count(self, table: DocumentTable) -> None:
+        domain, outcome = table.category("domain"), table.outcomes
+        cells = domain.codes * len(outcome.names) + outcome.codes
+        shape = len(domain.names), len(outcome.names)
+        counts = [
+            np.bincount(cells, values, minlength=shape[0] * shape[1])
+            .reshape(shape)
+            .astype(np.int64)
+            for values in (np.ones(len(table)), table.column("chars"), table.bytes)
+        ]
+        for i, name in enumerate(domain.names):
+            self.read[name] = Count(*(int(count[i].sum()) for count in counts))
+            for j, result in enumerate(outcome.names):
+                if counts[0][i, j]:
+                    cell = Count(*(int(count[i, j]) for count in counts))
+                    self.outcomes.setdefault(result, {})[name] = cell
+
+    def _add_example(self, reason: str, parts: Parts, decision: Decision, number: int) -> None:
+        document = parts.document(number)
+        why = ""
+        if number in decision.duplicates:
+            duplicate = decision.duplicates[number]
+            of = parts.column("source")[duplicate.of]
+            why = f"{duplicate.similarity:.2f} like {of}"
+        elif reason in BY_NAME:
+            value = decision.numbers[BY_NAME[reason].number][number]
+            why = f"{BY_NAME[reason].number} is {value:.4g}"
+        self.examples.setdefault(reason, []).append(
+            {"source": document.source, "why": why, "text": shortened(document.text)}
+        )
 
     def count(self, outcome: str, domain: str | None = None) -> Count:
         """Return the count of an outcome, of one domain or of all."""
@@ -78,7 +109,8 @@ class Tally:
                 domain: {name: count.to_json() for name, count in self.waterfall(domain)}
                 for domain in self.read
             },
-            "rules": RULES,
+            "rules": self.told,
+            **self.facts,
             "examples": {rule: self.examples[rule] for rule in RULES if rule in self.examples},
             "problems": problems.to_json(),
         }
@@ -87,11 +119,15 @@ class Tally:
         """Return `report.md`."""
         lines = ["# What became of the text", "", *self._waterfall_table()]
         lines += ["", "## By domain", "", *self._domain_table()]
+        lines += ["", "## By rule", "", *self._rule_table()]
+        for name, label in COLUMNS.items():
+            lines += ["", f"## By {label}", "", *self._share_table(name, label)]
+        lines += ["", "## Duplicates and private data", "", *self._other_lines()]
         lines += ["", "## Problems while reading", "", *_problem_lines(problems)]
         lines += ["", "## Examples of what was dropped"]
         for outcome in RULES:
             if examples := self.examples.get(outcome):
-                lines += ["", f"### {outcome}: {RULES[outcome]}", ""]
+                lines += ["", f"### {outcome}: {self.told[outcome]}", ""]
                 lines += [_example_line(example) for example in examples]
         return "\n".join(lines) + "\n"
 
@@ -115,6 +151,93 @@ class Tally:
             cells = [f"{row[column].documents:,}" for column in columns]
             cells += [f"{row[kept].bytes:,}" for kept in KEPT]
             yield f"| {_cell(domain)} | " + " | ".join(cells) + " |"
+
+    def _rule_table(self) -> Iterator[str]:
+        yield "| rule | drops a document with | held against | break it | go because of it |" + (
+            " break no other |"
+        )
+        yield "|---|---" + "|---:" * 4 + "|"
+        for name, row in self.facts["rule_counts"].items():
+            if row["breaks"]:
+                counts = [f"{row[key]:,}" for key in ("held", "breaks", "first", "alone")]
+                yield f"| {name} | {_cell(self.told[name])} | " + " | ".join(counts) + " |"
+        quiet = [n for n, row in self.facts["rule_counts"].items() if not row["breaks"]]
+        if quiet:
+            yield f"\nBroken by no document: {', '.join(quiet)}."
+
+    def _share_table(self, name: str, label: str) -> Iterator[str]:
+        yield f"| {label} | documents read | kept | bytes read | kept |"
+        yield "|---" + "|---:" * 4 + "|"
+        for word, row in self.facts["by"][name].items():
+            cells = [
+                f"{row[side][unit]:,}" for unit in ("documents", "bytes") for side in ROW_SIDES
+            ]
+            yield f"| {_cell(word or 'not known')} | " + " | ".join(cells) + " |"
+
+    def _other_lines(self) -> Iterator[str]:
+        duplicates, private = self.facts["duplicates"], self.facts["private"]
+        yield f"- {duplicates['clusters']:,} documents stand for duplicates that went;" + (
+            f" the most for {max(duplicates['largest'] - 1, 0):,}"
+        )
+        yield f"- private data found: {private['found']:,}, in {private['documents']:,} documents"
+        for item, count in self.facts["contaminated_by"].items():
+            yield f"- {count:,} went because of {_cell(item)}"
+
+
+def told(rules: Sequence[Rule]) -> dict[str, str]:
+    """Return what each of `RULES` means, with the thresholds that some rules have."""
+    return RULES | {rule.name: rule.told for rule in rules}
+
+
+def _facts_of(table: DocumentTable, decision: Decision) -> dict[str, Any]:
+    found = facts.clusters(table)
+    lengths = facts.lengths(table)
+    documents, finds = facts.private_data(table)
+    return {
+        "rule_counts": {
+            count.rule.name: count.to_json() for count in facts.rule_counts(table, decision.broken)
+        },
+        "by": {
+            column: {
+                share.name: {"read": share.read.to_json(), "kept": share.kept.to_json()}
+                for share in facts.shares(table, column, MAX_SHARES)
+            }
+            for column in COLUMNS
+        },
+        "lengths": {"read": lengths.read, "kept": lengths.kept},
+        "duplicates": {
+            "clusters": len(found.kept),
+            "largest": int(found.sizes.max(initial=0)),
+            "by_size": dict(found.by_size()),
+        },
+        "private": {"documents": documents, "found": finds},
+        "contaminated_by": dict(facts.contaminated_by(table, MAX_SHARES)),
+    }
+
+
+def shortened(text: str, most: int = EXAMPLE_CHARS) -> str:
+    """Return the beginning of a text, on one line."""
+    text = " ".join(text[: 4 * most].split()) + ("" if len(text) <= 4 * most else " ...")
+    return text[:most] + ("..." if len(text) > most else "")
+
+
+def removed_rows(parts: Parts, decision: Decision) -> Iterator[dict[str, Any]]:
+    """Yield a row for each document that goes: where it was read, why, and because of what."""
+    sources = parts.column("source")
+    evaluation = parts.column("contaminated_by") if parts.has("contaminated_by") else None
+    for number in np.flatnonzero(~np.isin(decision.outcome, KEPT)).tolist():
+        reason = str(decision.outcome[number])
+        row: dict[str, Any] = {"source": sources[number], "reason": reason}
+        if number in decision.duplicates:
+            duplicate = decision.duplicates[number]
+            row |= {"of": sources[duplicate.of], "similarity": round(duplicate.similarity, 4)}
+        elif reason == "contaminated" and evaluation is not None:
+            row["of"] = evaluation[number]
+        elif reason in BY_NAME:
+            rule = BY_NAME[reason]
+            value = float(decision.numbers[rule.number][number])
+            row |= {"number": rule.number, "value": round(value, 4)}
+        yield row
 
 
 def _total(counts: dict[str, Count], domain: str | None) -> Count:

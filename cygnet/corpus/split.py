@@ -9,12 +9,20 @@ from cygnet.corpus.document import Document
 from cygnet.errors import UserError
 
 
-def split_position(document: Document, seed: int = 0) -> float:
-    """Return a number in [0, 1) that depends on the document's title alone (or its text).
+def split_position(document: Document, seed: int = 0, words: bytes = b"") -> float:
+    """Return a number in [0, 1) that depends on the document's title alone (or its words).
 
     Documents of one title, such as a dish's recipe and its article, share their position, so a
     held-out subject is held out wherever it occurs.
+
+    Args:
+        document: with a title or without.
+        seed: another one gives other positions.
+        words: a hash of the words, where one is known; the text itself is taken else.
     """
+    if words and not document.title:
+        digest = hashlib.sha256(f"{seed}\0".encode() + words).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
     subject = " ".join((document.title or document.text).casefold().split())
     digest = hashlib.sha256(f"{seed}\0{subject}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

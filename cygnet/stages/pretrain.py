@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cygnet.config import ModelConfig, TrainConfig
-from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.errors import UserError
 from cygnet.files import sha256_file
 from cygnet.model.transformer import Transformer

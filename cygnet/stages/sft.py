@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from cygnet.config import TrainConfig
-from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.errors import UserError, nearest
 from cygnet.files import sha256_file
 from cygnet.model.lora import NO_LORA, LoraConfig

@@ -11,9 +11,11 @@ of several kinds, `shard_00000.kinds` (a byte a document, an index into the mani
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,8 @@ from cygnet.progress import say
 FORMAT_VERSION = 1
 SHARD_TOKENS = 2**28
 MAX_KINDS = 256
+Check = Literal["sha256", "size"]
+"""How the files of shards are held against the manifest: every byte, or their sizes alone."""
 OTHER_KINDS = "other"
 """What all kinds of documents are called that come after the first 255."""
 _MANIFEST = "manifest.json"
@@ -202,20 +206,22 @@ class Shard:
         self, path: Path, dtype: np.dtype[Any], has_labels: bool, has_kinds: bool = False
     ) -> None:
         self.path = path
-        self.tokens = _map(path.with_suffix(".tokens"), dtype)
-        self.offsets = _map(path.with_suffix(".offsets"), np.dtype("<u8"))
-        labels = _map(path.with_suffix(".labels"), np.dtype("u1")) if has_labels else None
+        self.tokens = map_file(path.with_suffix(".tokens"), dtype)
+        self.offsets = map_file(path.with_suffix(".offsets"), np.dtype("<u8"))
+        labels = map_file(path.with_suffix(".labels"), np.dtype("u1")) if has_labels else None
         self.labels: NDArray[np.uint8] | None = labels
-        kinds = _map(path.with_suffix(".kinds"), np.dtype("u1")) if has_kinds else None
+        kinds = map_file(path.with_suffix(".kinds"), np.dtype("u1")) if has_kinds else None
         self.kinds: NDArray[np.uint8] | None = kinds
 
 
 class ShardReader:
-    """The shards of a folder, each byte checked.
+    """The shards of a folder, checked.
 
     Args:
         folder: as `write_shards` makes it.
         tokenizer_hash: `Tokenizer.hash` of the tokenizer in use; none takes any.
+        check: `sha256` reads every byte, with all cores (about a second for a GB); `size` finds
+            what is missing or cut, at once.
 
     Attributes:
         manifest, shards, num_tokens, num_documents, has_labels: as the manifest has them.
@@ -225,7 +231,9 @@ class ShardReader:
         UserError: no shards there, another tokenizer's, or a damaged file; names which.
     """
 
-    def __init__(self, folder: Path | str, tokenizer_hash: str | None = None) -> None:
+    def __init__(
+        self, folder: Path | str, tokenizer_hash: str | None = None, check: Check = "sha256"
+    ) -> None:
         self.folder = Path(folder)
         self.manifest = self._read_manifest()
         made_with = self.manifest["tokenizer_hash"]
@@ -238,9 +246,9 @@ class ShardReader:
         self.num_documents: int = self.manifest["num_documents"]
         self.has_labels: bool = self.manifest["has_labels"]
         self.kinds: list[str] = self.manifest.get("kinds", [])
-        for shard in self.manifest["shards"]:
-            for name, checksum in shard["sha256"].items():
-                self._check(self.folder / name, checksum)
+        self._check_sizes()
+        if check == "sha256":
+            self._check_bytes()
         dtype = np.dtype(self.manifest["dtype"])
         self.shards = [
             Shard(self.folder / f"shard_{i:05d}", dtype, self.has_labels, bool(self.kinds))
@@ -271,17 +279,42 @@ class ShardReader:
             )
         return manifest
 
-    @staticmethod
-    def _check(path: Path, checksum: str) -> None:
-        if not path.is_file():
-            raise UserError(f"{path}: missing; tokenize the text again")
-        if sha256_file(path) != checksum:
-            raise UserError(
-                f"{path}: damaged (its checksum is not the manifest's); tokenize the text again"
-            )
+    def _check_sizes(self) -> None:
+        token_bytes = np.dtype(self.manifest["dtype"]).itemsize
+        for shard in self.manifest["shards"]:
+            sizes = {
+                ".tokens": shard["num_tokens"] * token_bytes,
+                ".labels": shard["num_tokens"],
+                ".kinds": shard["num_documents"],
+                ".offsets": (shard["num_documents"] + 1) * 8,
+            }
+            for path in (self.folder / name for name in shard["sha256"]):
+                if not path.is_file():
+                    raise UserError(f"{path}: missing; tokenize the text again")
+                found, wanted = path.stat().st_size, sizes[path.suffix]
+                if found != wanted:
+                    raise UserError(
+                        f"{path}: damaged (it has {found} bytes, not {wanted}); tokenize the text "
+                        "again"
+                    )
+
+    def _check_bytes(self) -> None:
+        wanted = {
+            self.folder / name: checksum
+            for shard in self.manifest["shards"]
+            for name, checksum in shard["sha256"].items()
+        }
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for path, found in zip(wanted, pool.map(sha256_file, wanted), strict=True):
+                if found != wanted[path]:
+                    raise UserError(
+                        f"{path}: damaged (its checksum is not the manifest's); tokenize the text "
+                        "again"
+                    )
 
 
-def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+def map_file(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return a file of numbers, memory-mapped to read."""
     if path.stat().st_size == 0:
         return np.zeros(0, dtype)
     return np.memmap(path, dtype, mode="r").view(np.ndarray)

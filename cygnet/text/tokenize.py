@@ -1,45 +1,52 @@
-"""Clean documents and conversations to token shards."""
+"""Clean documents and conversations to token shards, by all cores, from where a kill left off."""
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import groupby
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cygnet import __version__
 from cygnet.errors import UserError
-from cygnet.files import folder_atomic, read_jsonl, sha256_file
-from cygnet.messages import (
-    Message,
-    parse_messages,
-    parse_tools,
-    validate,
-    why_no_conversation,
+from cygnet.files import folder_atomic, sha256_file, sha256_text
+from cygnet.progress import say
+from cygnet.text.conversation_rows import ConversationEncoder, ConversationSummary, LossOn
+from cygnet.text.pieces import (
+    INDEX,
+    Piece,
+    PieceEncoder,
+    Work,
+    encode_pieces,
+    json_lines,
+    sweep_up,
+    working,
 )
-from cygnet.progress import say, track
-from cygnet.text.chat import EncodedChat, encode_chat, encode_chats
-from cygnet.text.shards import (
-    OTHER_KINDS,
-    SHARD_TOKENS,
-    ShardWriter,
-    recorded_source,
-    token_dtype,
-    write_shards,
-)
-from cygnet.text.tokenizer import CHUNK_TEXTS, Tokenizer, chunks
+from cygnet.text.shards import SHARD_TOKENS, ShardWriter, map_file, recorded_source, token_dtype
+from cygnet.text.tokenizer import CHUNK_TEXTS, Tokenizer
 
-LossOn = Literal["assistant", "all", "last"]
-"""Which tokens of a conversation are learnt: what the assistant writes, every one behind the first,
-or the assistant's last turn."""
+__all__ = [
+    "ConversationSummary",
+    "LossOn",
+    "NothingToLearnError",
+    "encode_documents",
+    "make_encoder",
+    "tokenize_conversations",
+    "tokenize_documents",
+]
 
-NAMED_ROWS = 20
-"""Rows with a problem that a summary names; all are counted."""
+CHUNK_CHARACTERS = 2**20
+"""Of texts encoded at once: the library needs some hundred bytes a token meanwhile."""
+CHUNK_TOKENS = 2**22
+"""Of documents put in order at once."""
+MAX_COPIES = 2**16 - 1
+_INDEX_ROW = np.dtype([("key", "<u8"), ("length", "<i8"), ("copies", "<i4")])
 
 
 class NothingToLearnError(UserError):
@@ -56,109 +63,136 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[in
     return [[eos, *ids, eos] for ids in tokenizer.encode_batch(texts)]
 
 
-def tokenize_documents(documents: Path, tokenizer: Tokenizer, out: Path) -> None:
+def tokenize_documents(
+    documents: Path, tokenizer: Tokenizer, out: Path, num_workers: int | None = None
+) -> None:
     """Write the `text` of clean documents to a shard folder, unless it holds just them.
 
-    The documents go in the order of their `id`, a hash, so that domains mix. Memory holds their
-    lengths and ids alone.
+    The documents go in the order of their `id`, a hash, so that domains mix. One with `copies`,
+    a whole number, is written so many times, each in a place of its own. Memory holds their lengths
+    and ids alone. A start after a kill goes on with what was finished; the result is the same,
+    byte for byte, however often that happens and whatever the number of workers.
+
+    Args:
+        documents: JSON lines.
+        tokenizer: of the model to be trained.
+        out: folder, replaced if it is there.
+        num_workers: processes; none takes one for each core that this process may use.
 
     Raises:
-        UserError: there is no document with text.
+        UserError: there is no document with text, or `copies` is no number of copies.
     """
     source = _source(documents)
     if recorded_source(out, tokenizer.hash, source) is not None:
+        sweep_up(out)
         return
-    dtype = token_dtype(tokenizer.vocab_size)
-    keys: list[int] = []
-    lengths: list[int] = []
-    with folder_atomic(out) as folder:
-        unsorted = folder / "unsorted"
-        with open(unsorted, "wb") as file:
-            rows = (row for row in track(read_jsonl(documents), "tokens") if row["text"])
-            for chunk in chunks(rows, CHUNK_TEXTS):
-                encoded = encode_documents(tokenizer, [row["text"] for row in chunk])
-                keys += [int(row["id"], 16) for row in chunk]
-                lengths += map(len, encoded)
-                file.write(np.concatenate([np.array(ids, dtype) for ids in encoded]).tobytes())
-        if not lengths:
+    job = _job("documents", source, tokenizer)
+    with working(out, tokenizer, job) as work:
+        num_pieces = encode_pieces(documents, work, make_encoder(tokenizer, job), num_workers)
+        indices = [np.load(work.path(number, INDEX)) for number in range(num_pieces)]
+        if not sum(int(index["copies"].sum()) for index in indices):
             raise UserError(f"{documents}: no document with text; give more text")
-        tokens = np.memmap(unsorted, dtype, mode="r").view(np.ndarray)
-        writer = ShardWriter(folder, tokenizer.vocab_size, False, SHARD_TOKENS)
-        _append_sorted(writer, tokens, np.array(keys, np.uint64), np.array(lengths, np.int64))
-        unsorted.unlink()
-        writer.finish(tokenizer.hash, source)
+        dtype = token_dtype(tokenizer.vocab_size)
+        with folder_atomic(out) as folder:
+            writer = ShardWriter(folder, tokenizer.vocab_size, False, SHARD_TOKENS)
+            _append_sorted(writer, work, indices, dtype)
+            writer.finish(tokenizer.hash, source)
+
+
+class DocumentEncoder:
+    """Clean documents of a piece to tokens, in the order of their ids."""
+
+    def __init__(self, name: str, tokenizer: Tokenizer) -> None:
+        self._name, self._tokenizer = name, tokenizer
+        self._dtype = token_dtype(tokenizer.vocab_size)
+
+    def encode(self, piece: Piece) -> dict[str, bytes]:
+        """Return tokens, and an index with id, length and copies of each document."""
+        tokens: list[bytes] = []
+        index: list[tuple[int, int, int]] = []
+        eos = np.array([self._tokenizer.eos_id], self._dtype).tobytes()
+        for texts, described in self._chunks(piece):
+            encoded = self._tokenizer.encode_batch(texts)
+            for ids, (key, copies) in zip(encoded, described, strict=True):
+                # array() reads a list of numbers in half the time that NumPy takes.
+                content = array(self._dtype.char, ids).tobytes()
+                tokens.append(b"".join((eos, content, eos)))
+                index.append((key, len(ids) + 2, copies))
+        rows = np.array(index, _INDEX_ROW)
+        order = np.argsort(rows["key"], kind="stable")
+        file = io.BytesIO()
+        np.save(file, rows[order], allow_pickle=False)
+        content = b"".join(tokens[i] for i in order.tolist())
+        return {"tokens": content, INDEX: file.getvalue()}
+
+    def _chunks(self, piece: Piece) -> Iterator[tuple[list[str], list[tuple[int, int]]]]:
+        """Yield texts, with key and copies of each."""
+        texts: list[str] = []
+        described: list[tuple[int, int]] = []
+        num_characters = 0
+        for line, row in enumerate(json_lines(piece, self._name), piece.first_line):
+            copies = row.get("copies", 1)
+            if type(copies) is not int or not 0 <= copies <= MAX_COPIES:
+                raise UserError(
+                    f"{self._name}:{line}: copies is {copies!r}; give a whole number from 0 to "
+                    f"{MAX_COPIES}"
+                )
+            if not row["text"] or not copies:
+                continue
+            texts.append(row["text"])
+            described.append((int(row["id"], 16), copies))
+            num_characters += len(row["text"])
+            if len(texts) == CHUNK_TEXTS or num_characters >= CHUNK_CHARACTERS:
+                yield texts, described
+                texts, described, num_characters = [], [], 0
+        if texts:
+            yield texts, described
 
 
 def _append_sorted(
-    writer: ShardWriter,
-    tokens: NDArray[Any],
-    keys: NDArray[np.uint64],
-    lengths: NDArray[np.int64],
+    writer: ShardWriter, work: Work, indices: Sequence[NDArray[Any]], dtype: np.dtype[Any]
 ) -> None:
-    order = np.argsort(keys, kind="stable")
-    starts = np.cumsum(lengths) - lengths
+    """Append the documents of all pieces in the order of their keys.
+
+    In each piece they lie in that order, so that every file is read from front to back.
+    """
+    rows = np.concatenate(indices)
+    piece_of = np.repeat(np.arange(len(indices)), [len(index) for index in indices])
+    begins = np.concatenate([np.cumsum(index["length"]) - index["length"] for index in indices])
+    tokens = [map_file(work.path(number, "tokens"), dtype) for number in range(len(indices))]
+    document = np.repeat(np.arange(len(rows)), rows["copies"])
+    order = document[np.argsort(_keys(rows), kind="stable")]
+    for chosen in _spans(order, rows["length"]):
+        found = zip(piece_of[chosen].tolist(), begins[chosen].tolist(), strict=True)
+        lengths = rows["length"][chosen]
+        spans = [
+            tokens[piece][begin : begin + length]
+            for (piece, begin), length in zip(found, lengths.tolist(), strict=True)
+        ]
+        writer.append(np.concatenate(spans), lengths)
+
+
+def _keys(rows: NDArray[Any]) -> NDArray[np.uint64]:
+    """Return where each copy of each document goes: the first by its id, others by a hash of it.
+
+    The hash is that of splitmix64 (Steele et al. 2014, "Fast splittable pseudorandom number
+    generators"), so that the copies of a document are spread over the corpus.
+    """
+    copies = rows["copies"].astype(np.int64)
+    key = np.repeat(rows["key"], copies)
+    number = np.arange(len(key)) - np.repeat(np.cumsum(copies) - copies, copies)
+    mixed = key + number.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.where(number == 0, key, mixed ^ (mixed >> np.uint64(31)))
+
+
+def _spans(order: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Cut an order of documents where 1,000 of them, or 4 M tokens, are together."""
     for first in range(0, len(order), CHUNK_TEXTS):
         chosen = order[first : first + CHUNK_TEXTS]
-        spans = [tokens[starts[i] : starts[i] + lengths[i]] for i in chosen.tolist()]
-        writer.append(np.concatenate(spans), lengths[chosen])
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a row was read: in the person's own file, where that is known, or in a derived one."""
-
-    name: str
-    is_own: bool
-
-
-@dataclass(slots=True)
-class ConversationSummary:
-    """What became of the rows of a conversation file."""
-
-    num_rows: int = 0
-    num_used: int = 0
-    num_tokens: int = 0
-    num_labels: int = 0
-    num_cut: int = 0
-    """Longer than the context: the last turns were left out."""
-    num_too_long: int = 0
-    """Skipped: even the first answer does not fit the context."""
-    num_invalid: int = 0
-    """Skipped: no conversation, or one that `messages.validate` refuses."""
-    num_without_label: int = 0
-    """Skipped: nothing in it to learn."""
-    num_left_out: int = 0
-    """Rows of a source whose weight is below 1 that this draw passed over."""
-    labels_of: dict[str, int] = field(default_factory=dict)
-    """`num_labels` of each kind of data."""
-    problems: list[str] = field(default_factory=list)
-    """The first 20 rows that were cut or skipped: the person's file:line where it is known, else
-    that of the file read, and why."""
-
-    num_own_named: int = 0
-    """Of them, those of the person's own files; they come first."""
-
-    def note(self, where: _Place, why: str) -> None:
-        """Name a row, while there is room."""
-        if where.is_own:
-            self.problems.insert(self.num_own_named, f"{where.name}: {why}")
-            self.num_own_named = min(self.num_own_named + 1, NAMED_ROWS)
-        else:
-            self.problems.append(f"{where.name}: {why}")
-        del self.problems[NAMED_ROWS:]
-
-    def report(self) -> str:
-        """Return one line of what was cut or skipped, or an empty string."""
-        found = {
-            "cut to the context": self.num_cut,
-            "longer than the context": self.num_too_long,
-            "invalid": self.num_invalid,
-            "without an answer": self.num_without_label,
-        }
-        told = ", ".join(f"{count} {what}" for what, count in found.items() if count)
-        if not told:
-            return ""
-        return f"{self.num_used} of {self.num_rows} rows used; {told}; first: {self.problems[0]}"
+        number = (np.cumsum(lengths[chosen]) - 1) // CHUNK_TOKENS
+        yield from np.split(chosen, np.flatnonzero(np.diff(number)) + 1)
 
 
 def tokenize_conversations(
@@ -167,6 +201,7 @@ def tokenize_conversations(
     out: Path,
     max_seq_len: int,
     loss_on: LossOn = "assistant",
+    num_workers: int | None = None,
 ) -> ConversationSummary:
     """Write conversations, each ended by `<|endoftext|>`, to a shard folder with labels.
 
@@ -182,163 +217,63 @@ def tokenize_conversations(
         out: folder, replaced if it is there.
         max_seq_len: positions in a row; a longer conversation loses its last turns.
         loss_on: which tokens are labels.
+        num_workers: as in `tokenize_documents`.
 
     Raises:
         NothingToLearnError: not one row can be used.
     """
-    encoding = _Encoding(conversations.name, tokenizer, max_seq_len, loss_on)
-    summary = encoding.summary
     source = _source(conversations) | {"max_seq_len": max_seq_len, "loss_on": loss_on}
     recorded = recorded_source(out, tokenizer.hash, source)
     if recorded is not None:
+        sweep_up(out)
         return ConversationSummary(**recorded["summary"])
-
-    def encoded() -> Any:
-        numbered = enumerate(track(read_jsonl(conversations), "tokens"), start=1)
-        for chunk in chunks(numbered, CHUNK_TEXTS):
-            yield from encoding.documents(chunk)
-        if not summary.num_used:
-            first = summary.problems[0] if summary.problems else "it is empty"
-            raise NothingToLearnError(f"{conversations}: no row can be learnt from; {first}")
-        source["summary"] = asdict(summary)
-
-    write_shards(
-        out, encoded(), tokenizer.hash, tokenizer.vocab_size, source,
-        has_labels=True, has_kinds=True,
-    )  # fmt: skip
+    job = _job("conversations", source, tokenizer)
+    summary = ConversationSummary()
+    with working(out, tokenizer, job) as work:
+        num_pieces = encode_pieces(conversations, work, make_encoder(tokenizer, job), num_workers)
+        with folder_atomic(out) as folder:
+            writer = ShardWriter(folder, tokenizer.vocab_size, True, SHARD_TOKENS, has_kinds=True)
+            for number in range(num_pieces):
+                summary.add(_append_conversations(writer, work, number, tokenizer))
+            if not summary.num_used:
+                first = summary.problems[0] if summary.problems else "it is empty"
+                raise NothingToLearnError(f"{conversations}: no row can be learnt from; {first}")
+            writer.finish(tokenizer.hash, source | {"summary": asdict(summary)})
     if report := summary.report():
         say(f"{conversations.name}: {report}")
     return summary
 
 
-class _Encoding:
-    """Rows of one conversation file to documents with labels, and what became of them."""
-
-    def __init__(self, name: str, tokenizer: Tokenizer, max_seq_len: int, loss_on: LossOn) -> None:
-        self._name, self._tokenizer = name, tokenizer
-        self._max_seq_len, self._loss_on = max_seq_len, loss_on
-        self.summary = ConversationSummary()
-
-    def documents(
-        self, chunk: Sequence[tuple[int, dict[str, Any]]]
-    ) -> list[tuple[list[int], list[bool], str]]:
-        """Return ids, labels and kind of what can be learnt of some numbered rows."""
-        usable = [read for line, row in chunk if (read := self._read(line, row)) is not None]
-        chats = encode_chats(
-            self._tokenizer, [row.messages for row in usable], [row.tools for row in usable]
-        )
-        found = []
-        for row, chat in zip(usable, chats, strict=True):
-            fitting = self._fit(row, chat)
-            if fitting is not None and (document := self._labelled(row, fitting)):
-                found += [document] * row.copies
-        return found
-
-    def _read(self, line: int, row: dict[str, Any]) -> _Conversation | None:
-        self.summary.num_rows += 1
-        source = row.get("source")
-        where = _Place(source or f"{self._name}:{line}", bool(source))
-        try:
-            read = _conversation(where, row)
-        except UserError as error:
-            self.summary.num_invalid += 1
-            self.summary.note(where, str(error))
-            return None
-        self.summary.num_left_out += not read.copies
-        return read if read.copies else None
-
-    def _labelled(
-        self, row: _Conversation, chat: EncodedChat
-    ) -> tuple[list[int], list[bool], str] | None:
-        """Return the document of a conversation, or None if nothing in it is learnt."""
-        is_label = _labels(chat, self._loss_on, row.messages)
-        summary, num_labels = self.summary, sum(is_label) * row.copies
-        if not num_labels:
-            summary.num_without_label += 1
-            summary.note(row.where, "nothing in it is said by the assistant")
-            return None
-        summary.num_used += 1
-        summary.num_tokens += len(is_label) * row.copies
-        summary.num_labels += num_labels
-        summary.labels_of[row.kind] = summary.labels_of.get(row.kind, 0) + num_labels
-        return [*chat.ids, self._tokenizer.eos_id], is_label, row.kind
-
-    def _fit(self, row: _Conversation, chat: EncodedChat) -> EncodedChat | None:
-        """Return the longest beginning that ends with an answer and fits, or None.
-
-        The ids and `<|endoftext|>` after them fill as many positions as there are ids.
-        """
-        messages, num_tokens, kept = row.messages, len(chat.ids), len(row.messages)
-        while len(chat.ids) > self._max_seq_len:
-            kept -= 1
-            while kept and messages[kept - 1]["role"] != "assistant":
-                kept -= 1
-            if not kept:
-                self.summary.num_too_long += 1
-                why = f"{num_tokens} tokens, but the context holds {self._max_seq_len}"
-                self.summary.note(row.where, why)
-                return None
-            chat = encode_chat(self._tokenizer, messages[:kept], row.tools)
-        if kept < len(messages):
-            self.summary.num_cut += 1
-            self.summary.note(row.where, f"{num_tokens} tokens: cut to the first {kept} messages")
-        return chat
+def _append_conversations(
+    writer: ShardWriter, work: Work, number: int, tokenizer: Tokenizer
+) -> ConversationSummary:
+    index = json.loads(work.path(number, INDEX).read_bytes())
+    tokens = np.fromfile(work.path(number, "tokens"), token_dtype(tokenizer.vocab_size))
+    labels = np.fromfile(work.path(number, "labels"), np.uint8)
+    begin = 0
+    for length, kind in zip(index["lengths"], index["kinds"], strict=True):
+        span = slice(begin, begin + length)
+        writer.append(tokens[span], np.array([length], np.int64), labels[span], kind)
+        begin += length
+    return ConversationSummary(**index["summary"])
 
 
-@dataclass(frozen=True, slots=True)
-class _Conversation:
-    """A row that the chat template can render."""
-
-    where: _Place
-    messages: list[Message]
-    tools: list[Any] | None
-    kind: str
-    copies: int
-    """How often it is written."""
+def make_encoder(tokenizer: Tokenizer, job: Mapping[str, Any]) -> PieceEncoder:
+    """Return what encodes the pieces of a job of `tokenize_documents` or `..._conversations`."""
+    source = job["source"]
+    if job["rows"] == "documents":
+        return DocumentEncoder(source["file"], tokenizer)
+    return ConversationEncoder(source["file"], tokenizer, source["max_seq_len"], source["loss_on"])
 
 
-def _conversation(where: _Place, row: Mapping[str, Any]) -> _Conversation:
-    messages = parse_messages(row)
-    if messages is None:
-        why = (
-            why_no_conversation(row)
-            or f"no conversation; its fields are {', '.join(row) or 'none'}"
-        )
-        raise UserError(why)
-    validate(messages)
-    kind = str(row.get("group") or row.get("kind") or OTHER_KINDS)
-    return _Conversation(where, messages, parse_tools(row), kind, _copies(row, messages))
-
-
-def _copies(row: Mapping[str, Any], messages: list[Message]) -> int:
-    """Return the row's weight as a whole number: of 2.3, 3 in three of ten rows, else 2."""
-    whole, rest = divmod(float(row.get("weight", 1)), 1)
-    digest = hashlib.sha256(json.dumps(messages, default=str).encode()).digest()
-    return int(whole) + (int.from_bytes(digest[:8], "big") / 2**64 < rest)
-
-
-def _labels(chat: EncodedChat, loss_on: LossOn, messages: Sequence[Message]) -> list[bool]:
-    """Return which tokens of a conversation, and of `<|endoftext|>` behind it, are learnt.
-
-    The first token is behind none, so it is never learnt. Of a message of weight 0 none is, but
-    where all are learnt.
-    """
-    if loss_on == "all":
-        return [False] + [True] * len(chat.ids)
-    is_label = [*chat.is_label, False]
-    answers = (message for message in messages if message["role"] == "assistant")
-    silent = {at for at, answer in enumerate(answers) if answer.get("weight") == 0}
-    if loss_on == "assistant" and not silent:
-        return is_label
-    turns = [
-        [number for number, _ in turn]
-        for learnt, turn in groupby(enumerate(is_label), key=lambda pair: pair[1])
-        if learnt
-    ]  # one for each answer, but for those that were cut off
-    for at, turn in enumerate(turns):
-        if at in silent or (loss_on == "last" and at < len(turns) - 1):
-            is_label[turn[0] : turn[-1] + 1] = [False] * len(turn)
-    return is_label
+def _job(rows: str, source: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "rows": rows,
+        "source": dict(source),
+        "tokenizer": tokenizer.hash,
+        "chat_template": sha256_text(tokenizer.chat_template),
+        "version": __version__,
+    }
 
 
 def _source(path: Path) -> dict[str, Any]:

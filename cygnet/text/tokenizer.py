@@ -23,8 +23,8 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from cygnet.errors import UserError
-from cygnet.files import read_json, read_jsonl, write_atomic, write_json
-from cygnet.progress import say, track
+from cygnet.files import read_json, write_atomic, write_json
+from cygnet.progress import say
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -210,7 +210,7 @@ class Tokenizer:
 
     @cached_property
     def _bytes(self) -> list[bytes]:
-        of_character = _byte_of_character()
+        of_character = byte_of_character()
         table = [b""] * self.vocab_size
         added = self._inner.get_added_tokens_decoder()
         for token, index in self._inner.get_vocab().items():
@@ -285,44 +285,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 6400) -> Tokenizer:
     return Tokenizer(inner)
 
 
-def make_tokenizer(
-    documents: Path, out: Path, vocab_size: int = 6400, heldout: Path | None = None
-) -> Tokenizer:
-    """Train on the `text` of clean documents and write it to the folder `out`, with `report.json`.
-
-    Other files of the folder stay as they are.
-    The report holds UTF-8 bytes per token by domain, of the held-out documents where given.
-    """
-    texts = (row["text"] for row in track(read_jsonl(documents), "tokenizer"))
-    tokenizer = train_tokenizer(texts, vocab_size)
-    texts_by_domain: dict[str, list[str]] = {}
-    for row in read_jsonl(heldout or documents):
-        texts_by_domain.setdefault(row["domain"], []).append(row["text"])
-    tokenizer.save(out)
-    report = {
-        "vocab_size": tokenizer.vocab_size,
-        "hash": tokenizer.hash,
-        "bytes_per_token": bytes_per_token(tokenizer, texts_by_domain),
-    }
-    write_json(out / "report.json", report)
-    return tokenizer
-
-
-def bytes_per_token(
-    tokenizer: Tokenizer, texts_by_domain: Mapping[str, Iterable[str]]
-) -> dict[str, float]:
-    """Return UTF-8 bytes per token for each domain that has a token."""
-    found = {}
-    for domain, texts in texts_by_domain.items():
-        num_bytes = num_tokens = 0
-        for chunk in chunks(texts, CHUNK_TEXTS):
-            num_bytes += sum(len(_unicode(text).encode()) for text in chunk)
-            num_tokens += sum(map(len, tokenizer.encode_batch(chunk)))
-        if num_tokens:
-            found[domain] = num_bytes / num_tokens
-    return found
-
-
 def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Yield lists of up to `size` items, in order."""
     iterator = iter(items)
@@ -367,10 +329,10 @@ def _unsupported(values: Mapping[str, Any]) -> str | None:
 
 
 def _unicode(text: str) -> str:
-    return _LONE_SURROGATE.sub("\ufffd", text)
+    return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """Return the byte behind each of the 256 characters that byte-level BPE spells bytes with.
 
     Radford et al. 2019 (GPT-2, `bytes_to_unicode`): printable bytes stand for themselves, the

@@ -1,18 +1,24 @@
 import random
 
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cygnet.corpus.clean.words import TextBatch
 from cygnet.corpus.dedup import (
+    MIN_RECALL,
+    NUM_HASHES,
+    Compared,
     Duplicate,
-    Entry,
-    comparable_words,
-    exact_key,
+    Entries,
+    bands,
+    comparable,
+    edited_share,
     find_duplicates,
+    fingerprints,
     jaccard,
-    num_bands,
-    shingles,
-    signature,
+    share_found,
 )
 from cygnet.corpus.document import Document, document_id
 from cygnet.corpus.split import split_position
@@ -44,15 +50,25 @@ def test_conversations_that_only_call_or_think_otherwise_are_no_duplicates() -> 
 
 
 def decide(
-    documents: list[Document], heldout_below: float = 0.0, threshold: float = 0.8
+    documents: list[Document],
+    heldout_below: float = 0.0,
+    threshold: float = 0.8,
+    edits: float = 0.0,
 ) -> list[Duplicate | None]:
-    tokens = [comparable_words(d) for d in documents]
-    entries = [
-        Entry(split_position(d), d.id, d.source, exact_key(t), signature(t))
-        for d, t in zip(documents, tokens, strict=True)
-    ]
-    found = dict(find_duplicates(entries, heldout_below, threshold, tokens.__getitem__))
-    return [found[i] for i in range(len(documents))]
+    texts = [comparable(d) for d in documents]
+    prints = fingerprints(TextBatch(texts))
+    half = len(documents) // 2
+    entries = Entries(
+        positions=np.array([split_position(d) for d in documents]),
+        ids=np.array([d.id for d in documents]),
+        sources=np.array([d.source for d in documents]),
+        exact=prints.exact,
+        minhash=[prints.minhash[:, :half], prints.minhash[:, half:]],
+        thresholds=np.full(len(documents), threshold),
+        edits=np.full(len(documents), edits),
+    )
+    found = find_duplicates(entries, heldout_below, lambda i: Compared.of(texts[i]))
+    return [found.get(i) for i in range(len(documents))]
 
 
 def corpus_with_planted(seed: int, num_changed: int = 2) -> list[Document]:
@@ -100,7 +116,7 @@ def test_outcome_does_not_depend_on_order(seed: int, rng: random.Random) -> None
 def test_no_kept_pair_reaches_the_threshold(seed: int) -> None:
     documents = corpus_with_planted(seed)
     kept = [
-        shingles(comparable_words(d))
+        Compared.of(comparable(d)).pairs
         for d, duplicate in zip(documents, decide(documents), strict=True)
         if duplicate is None
     ]
@@ -147,7 +163,72 @@ def test_case_and_punctuation_do_not_count_but_symbols_do() -> None:
 
 def test_bands_find_pairs_at_the_threshold() -> None:
     for threshold in (0.3, 0.5, 0.7, 0.8, 0.9, 0.99):
-        bands = num_bands(threshold)
-        rows = 64 // bands
-        assert bands == 64 or 1 - (1 - threshold**rows) ** bands >= 0.995
-    assert num_bands(0.8) == 16 and num_bands(0.99) == 4
+        rows, num_bands = bands(threshold)
+        assert rows * num_bands <= NUM_HASHES
+        assert share_found(threshold, rows, num_bands) >= MIN_RECALL
+        assert rows == 16 or share_found(threshold, rows + 1, NUM_HASHES // (rows + 1)) < MIN_RECALL
+
+
+def test_minhash_estimates_the_similarity_of_the_sets() -> None:
+    """Over many pairs the share of equal values is the similarity, as unbiased as chance allows."""
+    errors = []
+    for seed in range(40):
+        rng = random.Random(seed)
+        words = rng.choices(LEXICON, k=120)
+        changed = [w if rng.random() > 0.2 else rng.choice(LEXICON) for w in words]
+        texts = [" ".join(words), " ".join(changed)]
+        values = fingerprints(TextBatch(texts)).minhash
+        similarity = jaccard(Compared.of(texts[0]).pairs, Compared.of(texts[1]).pairs)
+        errors.append((values[:, 0] == values[:, 1]).mean() - similarity)
+    assert abs(np.mean(errors)) < 0.02
+    assert np.std(errors) < 0.06  # sqrt(0.5 * 0.5 / 128) is 0.044
+
+
+@settings(max_examples=50)
+@given(st.lists(st.text(alphabet="ab 天鹅.", max_size=12), min_size=1, max_size=6))
+def test_fingerprints_do_not_depend_on_the_company(texts: list[str]) -> None:
+    together = fingerprints(TextBatch(texts))
+    for i, text in enumerate(texts):
+        alone = fingerprints(TextBatch([text]))
+        assert alone.exact[0] == together.exact[i]
+        assert (alone.minhash[:, 0] == together.minhash[:, i]).all()
+
+
+@settings(max_examples=100)
+@given(st.text(alphabet="ab. 天", max_size=8), st.text(alphabet="ab. 天", max_size=8))
+def test_exact_keys_are_equal_just_where_the_words_are(one: str, other: str) -> None:
+    keys = fingerprints(TextBatch([one, other])).exact
+    batch = TextBatch([one, other])
+    if batch.words(0) or batch.words(1):
+        assert (keys[0] == keys[1]) == (batch.words(0) == batch.words(1))
+    else:
+        assert (keys[0] == keys[1]) == (one.strip() == other.strip())
+
+
+def test_few_edited_words_make_a_duplicate_where_pairs_alone_do_not() -> None:
+    documents = corpus_with_planted(0, num_changed=11)  # of 60: 18 %, similarity about 0.5
+    assert decide(documents) == [None] * len(documents)
+    assert sum(d is not None for d in decide(documents, edits=0.2)) == 30
+    assert sum(d is not None for d in decide(documents, edits=0.1)) == 0
+
+
+def test_pages_of_one_template_are_no_duplicates_though_they_share_many_pairs() -> None:
+    """Names that fill a fifth of the places and stand apart: alike in pairs, not in words."""
+    template = "the page of {0} says that {0} is near {1} and has {2} and also {1} with {2} of {0}"
+    rng = random.Random(0)
+    texts = [template.format(*rng.sample(LEXICON, 3)) for _ in range(20)]
+    assert decide([document(t, source=t) for t in texts], edits=0.2) == [None] * 20
+
+
+@settings(max_examples=100)
+@given(st.lists(st.sampled_from("abcdef"), max_size=12), st.lists(st.sampled_from("abcdef")))
+def test_the_share_of_edits_is_levenshteins(one: list[str], other: list[str]) -> None:
+    rows = list(range(len(other) + 1))
+    for i, a in enumerate(one, start=1):
+        left, rows[0] = rows[0], i
+        for j, b in enumerate(other, start=1):
+            left, rows[j] = rows[j], min(rows[j] + 1, rows[j - 1] + 1, left + (a != b))
+    expected = rows[-1] / max(len(one), len(other), 1)
+    a, b = (Compared.of(" ".join(words)) for words in (one, other))
+    assert edited_share(a, b, 1.0) == pytest.approx(expected)
+    assert edited_share(a, b, 0.2) == pytest.approx(expected if expected <= 0.2 else 1.0)

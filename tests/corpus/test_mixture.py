@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.corpus.instructions import InstructionConfig, build_instructions
 from cygnet.corpus.mixture import parse_mixture
-from cygnet.corpus.pipeline import HELDOUT, TRAIN, DataConfig, prepare
+from cygnet.corpus.pipeline import prepare
+from cygnet.corpus.settings import DataConfig
 from cygnet.errors import UserError
 from cygnet.files import read_jsonl
 

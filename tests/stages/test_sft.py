@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cygnet.config import TrainConfig
-from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.errors import UserError
 from cygnet.export.huggingface import save_folder
 from cygnet.files import JsonlWriter, read_json, write_json

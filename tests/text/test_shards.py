@@ -98,6 +98,21 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, suffix, harm):
         ShardReader(tmp_path / "s")
 
 
+@pytest.mark.parametrize("suffix", ["tokens", "offsets", "labels", "kinds"])
+def test_sizes_alone_find_what_is_cut_or_missing_and_pass_a_changed_byte(tmp_path, suffix):
+    documents = [(*document, kind) for document, kind in zip(DOCUMENTS, "aba", strict=True)]
+    write(tmp_path / "s", documents, has_labels=True, has_kinds=True)
+    file = tmp_path / "s" / f"shard_00000.{suffix}"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert ShardReader(tmp_path / "s", check="size").num_documents == 3
+    with pytest.raises(UserError, match="checksum"):
+        ShardReader(tmp_path / "s")
+    file.write_bytes(content[:-1])
+    with pytest.raises(UserError, match=rf"{suffix}: damaged \(it has {len(content) - 1} bytes"):
+        ShardReader(tmp_path / "s", check="size")
+
+
 def test_no_shards_a_damaged_manifest_and_another_format_are_named(tmp_path):
     with pytest.raises(UserError, match="no token shards"):
         ShardReader(tmp_path)

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from cygnet.errors import UserError
 from cygnet.files import JsonlWriter
+from cygnet.text.learn import make_tokenizer
 from cygnet.text.tokenizer import (
     SPECIAL_TOKENS,
     Tokenizer,
-    bytes_per_token,
-    make_tokenizer,
     train_tokenizer,
 )
 from tests.conversations import TEXTS
@@ -138,14 +137,6 @@ def test_a_folder_without_a_tokenizer_or_with_a_damaged_one_is_named(tokenizer, 
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
     with pytest.raises(UserError, match=r"tokenizer\.json: damaged"):
         Tokenizer.load(tmp_path)
-
-
-def test_bytes_per_token_counts_utf8(tokenizer):
-    texts = {"zh": ["明月", "光"], "en": ["the cook"], "none": []}
-    found = bytes_per_token(tokenizer, texts)
-    assert found["zh"] == 9 / sum(len(tokenizer.encode(t)) for t in texts["zh"])
-    assert found["en"] == 8 / len(tokenizer.encode("the cook"))
-    assert "none" not in found
 
 
 def test_make_tokenizer_writes_a_folder_with_a_report(tmp_path):

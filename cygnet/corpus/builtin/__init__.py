@@ -28,10 +28,15 @@ def builtin_files() -> list[Path]:
 def builtin_documents() -> Iterator[Document]:
     """Yield every built-in row as a document; `fields` holds the row itself."""
     for path in builtin_files():
-        domain = path.name.removesuffix(".jsonl.gz")
-        for number, row in enumerate(builtin_rows(domain), start=1):
-            text = _RENDER[domain](row)
-            yield Document(document_id(text), text, domain, f"builtin/{domain}:{number}", row)
+        yield from documents_of(path)
+
+
+def documents_of(path: Path) -> Iterator[Document]:
+    """Yield the documents of one of `builtin_files`."""
+    domain = path.name.removesuffix(".jsonl.gz")
+    for number, row in enumerate(builtin_rows(domain), start=1):
+        text = _RENDER[domain](row)
+        yield Document(document_id(text), text, domain, f"builtin/{domain}:{number}", row)
 
 
 def builtin_rows(domain: str) -> Iterator[dict[str, Any]]:

@@ -1,10 +1,13 @@
-"""One way of writing the same text, and the words that texts are compared by."""
+"""One way of writing the same text."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
+from typing import Any, Literal
 
+from cygnet.corpus.clean.mojibake import mended
 from cygnet.errors import require
 from cygnet.han import HAN
 
@@ -23,48 +26,52 @@ _CONTROL = {**_REMOVED, **_NEWLINES}
 _TO_MEND = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufff9-\ufffb\ud800-\udfff]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 _TRAILING = re.compile(r"[ \t\u3000]+$", re.MULTILINE)
+_ENDS_TO_MEND = (" \n", "\t\n", "\u3000\n")
+_HAN = re.compile(f"[{HAN}]")
 _BLANK_LINES = re.compile(r"\n{4,}")
 
-_ONE_BY_ONE = f"\u3040-\u30ff{HAN}"  # kana and Han characters
-# Symbols are words too, or "2 + 2" and "2 - 2" would be the same text.
-_WORD = re.compile(rf"[{_ONE_BY_ONE}]|[^\W{_ONE_BY_ONE}]+|[-+*/=<>^%$&|~#@\\]")
+
+Chinese = Literal["as_is", "simplified", "traditional"]
 
 
-def normalize(text: str) -> str:
+def normalize(text: str, chinese: Chinese = "as_is") -> str:
     r"""Repair and unify a text; `normalize(normalize(x)) == normalize(x)`.
 
     Encoding accidents such as "cafÃ©" are undone (ftfy), characters composed (NFC), line ends
     become "\n", control characters and byte-order marks go, trailing space goes, more than two
-    blank lines become two. Indentation and full-width punctuation stay as they are.
+    blank lines become two. Indentation and full-width punctuation stay as they are. By choice
+    Chinese is written in simplified or traditional characters (OpenCC).
     """
     for _ in range(MAX_ROUNDS):  # a repair may uncover another
-        cleaner = _normalize_once(text)
-        if cleaner == text:
+        repaired = _repaired(text)
+        if repaired == text:
             break
-        text = cleaner
+        text = repaired
+    text = _tidied(text)
+    if chinese != "as_is" and _HAN.search(text):
+        return str(_converter(chinese).convert(text))
     return text
 
 
-def _normalize_once(text: str) -> str:
+@lru_cache(maxsize=2)
+def _converter(chinese: Chinese) -> Any:
+    """Return OpenCC's converter; it works phrase by phrase, since one sign may stand for two."""
+    opencc = require("opencc", "data")
+    return opencc.OpenCC("t2s" if chinese == "simplified" else "s2t")
+
+
+def _repaired(text: str) -> str:
     text = text.replace("\r\n", "\n")
     if not text.isascii():
-        if _is_garbled(text):
-            text = require("ftfy", "data").fix_encoding(text)
-        text = SURROGATE.sub("\ufffd", text)
+        text = SURROGATE.sub("\ufffd", mended(text))
     if _TO_MEND.search(text):
         text = text.translate(_CONTROL)
-    if not unicodedata.is_normalized("NFC", text):
-        text = unicodedata.normalize("NFC", text)
-    text = _TRAILING.sub("", text)
+    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+
+
+def _tidied(text: str) -> str:
+    if any(end in text for end in _ENDS_TO_MEND):
+        text = _TRAILING.sub("", text)
     if "\n\n\n\n" in text:
         text = _BLANK_LINES.sub("\n\n\n", text)
     return text.strip("\n").rstrip()
-
-
-def _is_garbled(text: str) -> bool:
-    return bool(require("ftfy.badness", "data").is_bad(text))
-
-
-def words(text: str) -> list[str]:
-    """Return lower-case words; a Han character or kana is a word of its own, so is a symbol."""
-    return _WORD.findall(text.lower())

@@ -15,6 +15,7 @@ SAMPLE_BYTES = 1 << 16
 CHUNK_BYTES = 1 << 20
 MAX_LINE_CHARS = 1 << 24
 MAX_BROKEN = 0.5
+MAX_CONTROL = 0.02
 SEPARATOR = "\n<|endoftext|>\n"
 """A line of its own that ends a document in a plain text file."""
 
@@ -27,6 +28,8 @@ _BOMS = (
 )
 _CHINESE = re.compile(f"[{HAN}\u3000-\u303f\uff00-\uffef]")  # with its punctuation
 _NON_ASCII = re.compile("[^\x00-\x7f]")
+# Not those of lines, nor backspace (overstruck manual pages) and escape (colours of a terminal).
+_CONTROL = bytes([*range(1, 8), *range(14, 27), *range(28, 32)])
 _HIGH = re.compile(b"[\x80-\xff]")
 _HIGH_RUN = re.compile(b"[\x80-\xff]{2,}")
 
@@ -36,7 +39,7 @@ def guess_encoding(sample: bytes) -> str | None:
 
     A byte-order mark decides; then UTF-16 by its zero bytes; then UTF-8 where most of it
     decodes. Where most that is not ASCII is broken UTF-8, it is GB 18030 if it comes out Chinese,
-    else Windows-1252.
+    else Windows-1252. Bytes with many control characters are of no text.
     """
     for bom, encoding in _BOMS:
         if sample.startswith(bom):
@@ -49,9 +52,13 @@ def guess_encoding(sample: bytes) -> str | None:
         return "utf-16-be" if even > odd else "utf-16-le"
     if zeros > len(sample) * 0.05:
         return None
-    if "\ufffd" not in _decode_sample(sample, "utf-8"):
+    num_control = len(sample) - len(sample.translate(None, _CONTROL))
+    if num_control > max(len(sample) * MAX_CONTROL, 4):
+        return None
+    decoded = _decode_sample(sample, "utf-8")
+    if "\ufffd" not in decoded:
         return "utf-8"
-    others = _NON_ASCII.findall(_decode_sample(sample, "utf-8"))
+    others = _NON_ASCII.findall(decoded)
     if others.count("\ufffd") < MAX_BROKEN * len(others):
         return "utf-8"
     chinese = _NON_ASCII.findall(_decode_sample(sample, "gb18030"))
@@ -76,12 +83,25 @@ class TextStream:
     """The text of a byte stream, in chunks, with its flaws counted.
 
     Line ends are "\\n" in what comes out.
+
+    Args:
+        stream: the bytes; it gives less than asked for at its end alone.
+        name: the file's, for problems.
+        problems: where flaws are counted.
+        encoding: what the bytes are in; None to see by the first of them.
+        first_line: the number of the first line.
     """
 
-    def __init__(self, stream: IO[bytes], name: str, problems: Problems) -> None:
-        self._stream = stream
-        self._name = name
-        self._problems = problems
+    def __init__(
+        self,
+        stream: IO[bytes],
+        name: str,
+        problems: Problems,
+        encoding: str | None = None,
+        first_line: int = 1,
+    ) -> None:
+        self._stream, self._name, self._problems = stream, name, problems
+        self._encoding, self._first_line = encoding, first_line
 
     def chunks(self) -> Iterator[str]:
         """Yield the text in chunks of about a million characters."""
@@ -89,7 +109,7 @@ class TextStream:
         if not raw:
             self._problems.add("empty file", self._name)
             return
-        encoding = guess_encoding(raw)
+        encoding = self._encoding or guess_encoding(raw)
         if encoding is None:
             self._problems.add("not text", self._name, "its bytes are of no text encoding")
             return
@@ -97,7 +117,7 @@ class TextStream:
             self._problems.add("other encoding", self._name, f"read as {encoding}")
         inner = codecs.getincrementaldecoder(encoding)("replace")
         decoder = io.IncrementalNewlineDecoder(inner, translate=True)
-        line = 1
+        line = self._first_line
         while raw:
             text = decoder.decode(raw)
             yield self._checked(text, line)
@@ -115,7 +135,7 @@ class TextStream:
     def lines(self) -> Iterator[tuple[int, str]]:
         """Yield (number, line without its end); a line over `MAX_LINE_CHARS` is left out."""
         parts: list[str] = []
-        length, number, too_long = 0, 1, False
+        length, number, too_long = 0, self._first_line, False
         for chunk in self.chunks():
             *ended, rest = chunk.split("\n")
             for line in ended:
@@ -139,7 +159,7 @@ class TextStream:
 
     def pieces(self, max_chars: int) -> Iterator[tuple[int, str]]:
         """Yield (line, text) of documents: what `SEPARATOR` parts, cut to at most `max_chars`."""
-        buffer, line = "", 1
+        buffer, line = "", self._first_line
         for chunk in self.chunks():
             buffer += chunk
             start = 0

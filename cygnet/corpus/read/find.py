@@ -1,98 +1,134 @@
-"""Which files a person means by the paths they give."""
+"""Which files a person means by the paths and URLs they give."""
 
 from __future__ import annotations
 
 import dataclasses
 import glob
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cygnet.corpus.read.kinds import KINDS as KINDS
+from cygnet.corpus.read.kinds import READABLE, kind_of, stem_of
 from cygnet.corpus.read.problems import Problems
+from cygnet.corpus.read.sources import Source, is_sources_file, read_sources
 from cygnet.errors import UserError, nearest
-from cygnet.files import COMPRESSIONS
 
-KINDS = {
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-    ".markdown": "text",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-}
-READABLE = "txt, md, jsonl, json, csv, tsv or parquet, each also .gz or .zst"
 MAX_FILE_DOMAINS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file to read."""
+    """A file to read, or a slice of one (see `slices`)."""
 
     path: Path
+    """Where it lies on this machine; of a URL, the name at its end."""
     source: str
     """Its name in documents and reports: from the given folder on, never the whole path."""
     domain: str
     """The given folder's subfolder or name; of a single file, its name without suffixes."""
     kind: str
-    """A value of `KINDS`."""
+    """A value of `KINDS`, or `hub`."""
     named: bool = False
     """Given by its own name, not found in a folder or by a glob."""
+    licence: str = ""
+    """Of its documents, as far as known."""
+    text_field: str = ""
+    """The field of its rows that holds the text; empty for the setting that holds for all."""
+    weight: float = 1.0
+    """Its share of a mixture is its size times this."""
+    epochs: float = 1.0
+    """How often its documents are seen in one pass over the corpus."""
+    rules: str = ""
+    """The name of the set of rules that it is filtered by; empty for the usual ones."""
+    start: int = 0
+    """The slice's first byte (of parquet: row group)."""
+    stop: int | None = None
+    """The byte (row group) behind the slice; None for the file's end."""
+    first_line: int = 1
+    """The number of the slice's first line (row)."""
+    url: str = ""
+    """Where it lies, if not on this machine."""
+    size: int = -1
+    """The bytes of what lies behind a URL, or of a slice of parquet; -1 if unknown or local."""
+    version: str = ""
+    """What tells one state of what lies behind a URL from another: an ETag, a time, a commit."""
 
+    @property
+    def place(self) -> str:
+        """Where it is, for a person."""
+        return self.url or str(self.path)
 
-def kind_of(path: Path) -> str | None:
-    """Return how a file is read, by its suffix; None for a kind that is not read."""
-    suffixes = path.suffixes
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes = suffixes[:-1]
-    return KINDS.get(suffixes[-1].lower()) if suffixes else None
+    @property
+    def is_slice(self) -> bool:
+        """Whether it is less than a whole file."""
+        return self.start > 0 or self.stop is not None
 
-
-def _stem(path: Path) -> str:
-    return Path(path.stem).stem if path.suffix in COMPRESSIONS else path.stem
+    def num_bytes(self) -> int:
+        """Return the bytes to read; 0 where that is not known or the file is gone."""
+        if self.url or (self.is_slice and self.kind == "parquet"):
+            return max(self.size, 0)
+        try:
+            size = self.path.stat().st_size
+        except OSError:
+            return 0
+        return (size if self.stop is None else self.stop) - self.start
 
 
 def find_files(
     paths: Sequence[str], problems: Problems, exclude: Path | None = None
 ) -> list[InputFile]:
-    """Return the files behind files, folders and globs, each once, in a fixed order.
+    """Return what lies behind files, folders, globs, URLs and sources files, each once, in order.
 
     Hidden files and everything under `exclude` are passed over; what a folder or a glob gives that
-    is no file, or one of an unknown kind, is counted in `problems`.
+    is no file, or one of an unknown kind, and a URL that fails, are counted in `problems`.
 
     Raises:
-        UserError: a path does not exist, matches nothing, is no file, or is one of an unknown kind.
+        UserError: a path does not exist, matches nothing, is no file, or is one of an unknown
+            kind; a sources file is wrong.
     """
-    found: dict[Path, InputFile] = {}
+    found: dict[object, InputFile] = {}
     for given in paths:
         for file in _expand(given, problems):
+            if file.url:
+                found.setdefault(file.url, file)
+                continue
             resolved = file.path.resolve()
             if exclude is None or not resolved.is_relative_to(exclude.resolve()):
                 found.setdefault(resolved, file)
     files = list(found.values())
     if len({file.domain for file in files}) > MAX_FILE_DOMAINS:
-        files = [
-            dataclasses.replace(f, domain=f.path.resolve().parent.name or "text") if f.named else f
-            for f in files
-        ]
+        files = [dataclasses.replace(f, domain=_folder_of(f)) if f.named else f for f in files]
     return files
 
 
+def _folder_of(file: InputFile) -> str:
+    folder = file.url.rpartition("/")[0] if file.url else str(file.path.resolve().parent)
+    return folder.rpartition("/")[2] or "text"
+
+
 def _expand(given: str, problems: Problems) -> list[InputFile]:
+    if "://" in given:
+        from cygnet.corpus.read.remote import find_urls, local_path
+
+        local = local_path(given)
+        return find_urls(given, problems) if local is None else _expand(local, problems)
     path = Path(given)
     if path.is_dir():
         return _files_in(path, problems)
     if why := _why_not_a_file(path):
         raise UserError(f"{given}: {why}")
     if path.exists():
+        if is_sources_file(path):
+            return [
+                file for source in read_sources(path) for file in _files_of(source, path, problems)
+            ]
         kind = kind_of(path)
         if kind is None:
             raise UserError(f"{given}: cannot read a file of this kind; give {READABLE}")
-        return [InputFile(path, path.name, _stem(path), kind, named=True)]
-    matches = sorted(glob.glob(given, recursive=True))
+        return [InputFile(path, path.name, stem_of(path), kind, named=True)]
+    matches = sorted(_matches(given))
     if not matches:
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{given}: no such file or folder{nearest(path.name, siblings)}")
@@ -100,16 +136,60 @@ def _expand(given: str, problems: Problems) -> list[InputFile]:
     for match in map(Path, matches):
         if match.is_dir():
             continue
-        if why := _why_not_a_file(match):
-            problems.add("no file", str(match), why)
-            continue
-        kind = kind_of(match)
-        folder = match.resolve().parent.name or "text"
-        if kind is None:
-            problems.add("not text", str(match), f"this kind of file is not read; {READABLE} are")
-        else:
-            files.append(InputFile(match, f"{folder}/{match.name}", folder, kind))
+        folder = Path(os.path.realpath(match)).parent.name or "text"
+        files += _one(match, f"{folder}/{match.name}", folder, problems)
     return files
+
+
+def _files_of(source: Source, sources_file: Path, problems: Problems) -> list[InputFile]:
+    """Return the files of an entry of a sources file, with what it says of them."""
+    if "://" not in source.path and is_sources_file(Path(source.path)):
+        raise UserError(f"{sources_file}: entry {source.number}: a sources file holds no other one")
+    try:
+        files = _expand(source.path, problems)
+    except UserError as error:
+        raise UserError(f"{sources_file}: entry {source.number}, path: {error}") from error
+    return [
+        dataclasses.replace(
+            file,
+            domain=source.domain or file.domain,
+            named=file.named and not source.domain,
+            licence=source.licence or file.licence,
+            text_field=source.text_field,
+            weight=source.weight,
+            epochs=source.epochs,
+            rules=source.rules,
+        )
+        for file in files
+    ]
+
+
+def _matches(pattern: str) -> set[str]:
+    """Return what a glob matches; `**` does not go into linked folders, which may be a loop."""
+    head, stars, rest = pattern.partition("**")
+    if not stars or (head and not head.endswith("/")) or (rest and not rest.startswith("/")):
+        return set(glob.glob(pattern))
+    found: set[str] = set()
+    for base in glob.glob(head) if head else ["."]:
+        for folder, _, _ in _walk(base):
+            inner = folder if head else os.path.relpath(folder, ".")
+            prefix = "" if inner == "." and not head else glob.escape(inner.rstrip("/")) + "/"
+            found |= _matches(prefix + (rest[1:] or "*"))
+    return found
+
+
+def _walk(
+    folder: str, problems: Problems | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk through a folder, in order, without hidden folders and linked ones."""
+
+    def failed(error: OSError) -> None:
+        if problems is not None:
+            problems.add("unreadable", str(error.filename), error.strerror or "")
+
+    for path, folders, names in os.walk(folder, onerror=failed):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield path, folders, sorted(names)
 
 
 def _why_not_a_file(path: Path) -> str | None:
@@ -117,33 +197,44 @@ def _why_not_a_file(path: Path) -> str | None:
 
     A pipe is not waited for: who writes into it may never come.
     """
-    if path.is_file() or path.is_dir():
-        return None
-    if path.exists():
-        return "not a regular file (a pipe, a socket or a device); write its text to a file first"
-    if path.is_symlink():
-        return f"a link to {path.readlink()}, which is not there"
+    try:
+        if path.is_file() or path.is_dir():
+            return None
+        if path.exists():
+            what = "not a regular file (a pipe, a socket or a device)"
+            return f"{what}; write its text to a file first"
+        if path.is_symlink():
+            return f"a link to {path.readlink()}, which is not there"
+    except OSError as error:
+        return f"cannot be looked at ({error.strerror})"
     return None
+
+
+def _one(path: Path, source: str, domain: str, problems: Problems) -> list[InputFile]:
+    """Return the file that a folder or a glob gave, or count why it is none to read."""
+    if why := _why_not_a_file(path):
+        problems.add("no file", str(path), why)
+        return []
+    kind = kind_of(path)
+    if kind is None:
+        problems.add("not text", str(path), f"this kind of file is not read; {READABLE} are")
+        return []
+    return [InputFile(path, source, domain, kind)]
 
 
 def _files_in(folder: Path, problems: Problems) -> list[InputFile]:
     name = folder.resolve().name or "text"
-    files = []
-    for path in sorted(folder.rglob("*")):
+    paths: list[Path] = []
+    for base, folders, names in _walk(str(folder), problems):
+        linked = [inner for inner in folders if os.path.islink(os.path.join(base, inner))]
+        paths += [Path(base, inner) for inner in linked]
+        paths += [Path(base, inner) for inner in names if not inner.startswith(".")]
+    files: list[InputFile] = []
+    for path in sorted(paths):
         inner = path.relative_to(folder)
-        if any(part.startswith(".") for part in inner.parts):
-            continue
-        if why := _why_not_a_file(path):
-            problems.add("no file", str(path), why)
-            continue
-        if path.is_dir():
-            if path.is_symlink():
-                problems.add("no file", str(path), "a linked folder; give it by its own name")
-            continue
-        kind = kind_of(path)
-        if kind is None:
-            problems.add("not text", str(path), f"this kind of file is not read; {READABLE} are")
+        if path.is_symlink() and path.is_dir():
+            problems.add("no file", str(path), "a linked folder; give it by its own name")
             continue
         domain = inner.parts[0] if len(inner.parts) > 1 else name
-        files.append(InputFile(path, f"{name}/{inner.as_posix()}", domain, kind))
+        files += _one(path, f"{name}/{inner.as_posix()}", domain, problems)
     return files

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from cygnet.errors import UserError
 
 SHOWN = 5
 """Places of a kind that a report for people shows."""
@@ -19,6 +21,10 @@ LOST = {
     "no text": "a row without a text",
     "line too long": "a row too long to be one",
     "damaged file": "could not be read to its end; what came before the damage is used",
+    "unreadable": "could not be opened: no permission, a fault of the disk, or gone meanwhile",
+    "failed download": "a URL or a data set of the hub that does not answer as it should",
+    "unpacks too large": "stopped at a bound on what is unpacked; what came before it is used",
+    "nested archive": "an archive inside an archive; unpack the outer one to have it read",
     "not text": "a file of another kind",
     "empty file": "nothing in it",
     "no file": "a pipe, a device, a link to nothing, or a folder behind a link",
@@ -29,6 +35,7 @@ MENDED = {
     "unreadable bytes": "replaced by U+FFFD",
     "NUL characters": "removed",
     "other encoding": "not UTF-8, read as what it is",
+    "other kind": "not what the name says, read as what it is",
 }
 """Kinds of problem where the text is used all the same."""
 
@@ -51,14 +58,34 @@ class Problems:
     """All problems of one reading, by kind (a key of `LOST` or `MENDED`)."""
 
     kinds: dict[str, Problem] = field(default_factory=dict)
+    strict: bool = False
+    """Stop at the first problem."""
 
     def add(self, kind: str, where: str, why: str = "", count: int = 1) -> None:
-        """Count a problem at `where` (`file:line`)."""
+        """Count a problem at `where` (`file:line`).
+
+        Raises:
+            UserError: `strict`; it names the place.
+        """
         assert kind in LOST or kind in MENDED
+        where, why = _writable(where), _writable(why)
+        if self.strict:
+            meaning = (LOST | MENDED)[kind]
+            raise UserError(
+                f"{where}: {kind} ({meaning}){': ' if why else ''}{why}; "
+                "mend or leave it out, or go without --strict to have such things counted"
+            )
         problem = self.kinds.setdefault(kind, Problem())
         problem.count += count
         if len(problem.places) < NAMED:
             problem.places.append((where, why))
+
+    def merge(self, other: Problems) -> None:
+        """Add those of another reading behind these, as if one had read both in this order."""
+        for kind, theirs in other.kinds.items():
+            ours = self.kinds.setdefault(kind, Problem())
+            ours.count += theirs.count
+            ours.places += theirs.places[: max(NAMED - len(ours.places), 0)]
 
     def count(self, kind: str) -> int:
         """Return how often a kind of problem occurred."""
@@ -89,3 +116,25 @@ class Problems:
             }
             for kind, problem in sorted(self.kinds.items())
         }
+
+    def to_state(self) -> dict[str, Any]:
+        """Return everything as a JSON object, for another process to merge."""
+        kinds = {
+            kind: {"count": problem.count, "places": [list(place) for place in problem.places]}
+            for kind, problem in self.kinds.items()
+        }
+        return {"strict": self.strict, "kinds": kinds}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Problems:
+        """Return what `to_state` gave."""
+        kinds = {
+            kind: Problem(value["count"], [(where, why) for where, why in value["places"]])
+            for kind, value in state["kinds"].items()
+        }
+        return cls(kinds, strict=state["strict"])
+
+
+def _writable(text: str) -> str:
+    """Return a text without the halves of characters that names in no UTF-8 bring."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

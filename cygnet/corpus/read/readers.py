@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from cygnet.corpus.clean.normalize import SURROGATE
 from cygnet.corpus.document import Document, document_id
-from cygnet.corpus.read.decode import MAX_LINE_CHARS, TextStream, cut
+from cygnet.corpus.read.archives import Member, is_hidden, tar_members, zip_members
+from cygnet.corpus.read.decode import SEPARATOR, TextStream, cut
 from cygnet.corpus.read.find import InputFile
+from cygnet.corpus.read.kinds import ARCHIVES, READABLE, kind_of
+from cygnet.corpus.read.open import Bounds, Fault, Opened, fault_types, in_a_line, open_raw
+from cygnet.corpus.read.piece import Piece
 from cygnet.corpus.read.problems import Problems
+from cygnet.corpus.read.rows import (
+    CONVERSATION_FIELDS,
+    TEXT_FIELDS,
+    csv_rows,
+    json_rows,
+    jsonl_rows,
+    parquet_rows,
+)
 from cygnet.errors import UserError, nearest
-from cygnet.files import COMPRESSIONS
 from cygnet.messages import parse_messages, parse_tools, validate, why_no_conversation
+from cygnet.progress import Advance
 
 MAX_CHARS = 20_000
-MAX_JSON_CHARS = 1 << 28
 ROWS_TO_JUDGE = 1_000
-TEXT_FIELDS = ("text", "content", "body", "document", "article", "story", "passage", "raw_text")
-CONVERSATION_FIELDS = frozenset(
-    (
-        *("messages", "conversations", "conversation", "system", "history"),
-        *("instruction", "input", "output", "prompt", "question", "query"),
-        *("response", "answer", "completion"),
-    )
-)
-Advance = Callable[..., None]
+NO_BOUNDS_GIVEN = Bounds()
+_CHAT_FIELDS = CONVERSATION_FIELDS | {"tools"}
+_ROWS = {"jsonl": jsonl_rows, "json": json_rows, "csv": csv_rows}
+_SEPARATOR_LINE = SEPARATOR.strip("\n")
+_SOUGHT_IN = ("epub", "pdf")
 
 
 def read_file(
@@ -41,88 +45,204 @@ def read_file(
     max_chars: int = MAX_CHARS,
     text_field: str = "",
     advance: Advance | None = None,
+    bounds: Bounds = NO_BOUNDS_GIVEN,
 ) -> Iterator[Document]:
     """Yield the documents of one file, in order.
 
     Args:
-        file: as `find_files` gives it.
+        file: as `find_files` or `slices` gives it; its own `text_field` goes first.
         problems: where bad rows and files are counted and named.
         max_chars: longer texts are cut into pieces (a conversation never is).
         text_field: the field that holds the text; empty for the usual names.
         advance: is told the number of bytes read from disk.
+        bounds: on what is unpacked.
 
     Raises:
-        UserError: in a file given by its own name, no row has a text.
+        UserError: in a file given by its own name, no row has a text; a package is missing;
+            `problems` are strict.
     """
-    import pyarrow
+    reading = _Reading(problems, max_chars, text_field, advance, bounds)
+    if file.kind == "hub":
+        return reading.data_set(file)
+    return reading.file(file)
 
-    rows = _Rows(file, problems, max_chars, text_field)
-    try:
-        with _open(file.path, advance) as stream:
-            if file.kind == "text":
-                yield from rows.from_text(stream)
-            elif file.kind == "parquet":
-                yield from rows.from_rows(_parquet_rows(file, stream))
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How files are read, whichever they are."""
+
+    problems: Problems
+    max_chars: int
+    text_field: str
+    advance: Advance | None
+    bounds: Bounds
+
+    def file(self, file: InputFile) -> Iterator[Document]:
+        try:
+            raw = open_raw(file)
+        except OSError as error:
+            kind = "failed download" if file.url else "unreadable"
+            self.problems.add(kind, file.place, error.strerror or in_a_line(error))
+            return
+        with raw:
+            in_place = raw.seekable() and (not file.is_slice or file.kind == "parquet")
+            opened = Opened(raw, file, self.bounds, advance=self.advance, in_place=in_place)
+            yield from self.opened(opened, file)
+            left = file.num_bytes() - opened.num_read
+            if self.advance is not None and left > 0:  # it was sought in
+                self.advance(left)
+
+    def data_set(self, file: InputFile) -> Iterator[Document]:
+        from cygnet.corpus.read.hub import hub_rows
+
+        documents = self._documents_of(file)
+        try:
+            yield from documents.from_rows(hub_rows(file.url))
+        except fault_types() as error:
+            self.problems.add("failed download", file.place, in_a_line(error))
+        documents.judge()
+
+    def opened(self, opened: Opened, file: InputFile) -> Iterator[Document]:
+        """Yield the documents of a file or an archive's member whose first bytes are seen."""
+        if opened.is_empty:
+            self._count(opened.fault or Fault("empty file", ""), file)
+            return
+        kind = opened.kind
+        if kind is None:
+            self._count(Fault("not text", opened.what), file)
+            return
+        if opened.other_kind:
+            self.problems.add("other kind", file.place, f"read as {opened.other_kind}")
+        documents = self._documents_of(file)
+        fault: Fault | None = None
+        try:
+            yield from self._read(opened, kind, file, documents)
+        except fault_types() as error:
+            fault = Fault("damaged file", in_a_line(error))
+        fault = opened.fault or fault
+        if fault is not None and not self._is_said(fault, file):
+            self._count(fault, file)
+        documents.judge()
+
+    def _count(self, fault: Fault, file: InputFile) -> None:
+        self.problems.add(fault.kind, file.place, fault.why)
+
+    def _is_said(self, fault: Fault, file: InputFile) -> bool:
+        """Say whether the reader of a format has missed what is cut off, and counted it."""
+        known = self.problems.kinds.get(fault.kind)
+        if known is None or not known.places or fault.kind != "damaged file":
+            return False
+        return known.places[-1][0].startswith(file.place)
+
+    def _documents_of(self, file: InputFile) -> _Documents:
+        text_field = file.text_field or self.text_field
+        return _Documents(file, self.problems, self.max_chars, text_field)
+
+    def _read(
+        self, opened: Opened, kind: str, file: InputFile, documents: _Documents
+    ) -> Iterator[Document]:
+        if kind in ARCHIVES:
+            sought = opened.seekable() if kind == "zip" else opened.stream
+            with_bounds = zip_members(sought, self.bounds) if kind == "zip" else tar_members(sought)
+            for member in with_bounds:
+                yield from self._member(member, file)
+        elif kind == "parquet":
+            yield from documents.from_rows(parquet_rows(opened.seekable(), file))
+        elif kind == "text" or kind in _ROWS:
+            encoding = ("utf-8" if file.start else "utf-8-sig") if file.is_slice else None
+            text = TextStream(opened.stream, file.place, self.problems, encoding, file.first_line)
+            if kind == "text":
+                yield from documents.from_text(text)
             else:
-                text = TextStream(stream, str(file.path), problems)
-                read = {"jsonl": _jsonl_rows, "json": _json_rows, "csv": _csv_rows}[file.kind]
-                yield from rows.from_rows(read(text, file, problems))
-    except (OSError, EOFError, pyarrow.ArrowException) as error:
-        why = " ".join(str(error).split())[:200]
-        problems.add("damaged file", str(file.path), why)
-    rows.judge()
+                yield from documents.from_rows(_ROWS[kind](text, file, self.problems))
+        else:
+            stream = opened.seekable() if kind in _SOUGHT_IN else opened.stream
+            yield from documents.from_pieces(_pieces(kind)(stream, file.place, self.problems))
+
+    def _member(self, member: Member, archive: InputFile) -> Iterator[Document]:
+        place = f"{archive.place}!{member.name}" if member.name else archive.place
+        if member.fault is not None or member.stream is None:
+            fault = member.fault or Fault("damaged file", "")
+            self.problems.add(fault.kind, place, fault.why)
+            return
+        if is_hidden(member.name):
+            return
+        kind = kind_of(Path(member.name))
+        if kind is None:
+            self.problems.add("not text", place, f"this kind of file is not read; {READABLE} are")
+            return
+        file = replace(
+            archive,
+            path=Path(f"{archive.path}!{member.name}"),
+            url=f"{archive.url}!{member.name}" if archive.url else "",
+            source=f"{archive.source}!{member.name}",
+            kind=kind,
+            named=False,
+        )
+        opened = Opened(
+            member.stream,
+            file,
+            self.bounds,
+            max_bytes=self.bounds.max_member_bytes,
+            num_packed=member.num_packed,
+        )
+        if opened.kind in ARCHIVES:
+            self.problems.add("nested archive", place)
+            return
+        yield from self.opened(opened, file)
 
 
-@contextmanager
-def _open(path: Path, advance: Advance | None) -> Iterator[IO[bytes]]:
-    import pyarrow
+def _pieces(kind: str) -> Callable[[IO[bytes], str, Problems], Iterator[Piece]]:
+    """Return what reads a format; each brings libraries of its own."""
+    from cygnet.corpus.read import books, code, html, warc, wiki
 
-    with open(path, "rb") as raw:
-        stream: Any = raw
-        if path.suffix in COMPRESSIONS:
-            if not raw.peek(1):
-                yield io.BytesIO()
-                return
-            packed = pyarrow.PythonFile(raw)
-            stream = pyarrow.CompressedInputStream(packed, COMPRESSIONS[path.suffix])
-        yield _Counted(stream, raw, advance)  # type: ignore[misc]
-
-
-class _Counted:
-    """A byte stream that tells how far the file on disk has been read."""
-
-    def __init__(self, stream: Any, raw: IO[bytes], advance: Advance | None) -> None:
-        self._stream, self._raw, self._advance, self._told = stream, raw, advance, 0
-
-    def read(self, size: int = -1) -> bytes:
-        block = self._stream.read(size) if size >= 0 else self._stream.read()
-        if self._advance is not None:
-            at = self._raw.tell()
-            self._advance(at - self._told)
-            self._told = at
-        return bytes(block)
+    return {
+        "html": html.html_pieces,
+        "epub": books.epub_pieces,
+        "pdf": books.pdf_pieces,
+        "warc": warc.warc_pieces,
+        "wiki": wiki.wiki_pieces,
+        "code": code.code_pieces,
+        "notebook": code.notebook_pieces,
+        "latex": code.latex_pieces,
+    }[kind]
 
 
-class _Rows:
-    """Makes documents of one file's text or rows."""
+class _Documents:
+    """Makes documents of one file's text, pieces or rows."""
 
     def __init__(
         self, file: InputFile, problems: Problems, max_chars: int, text_field: str
     ) -> None:
         # A name that is no UTF-8 cannot be written down as it is.
-        source, domain = (SURROGATE.sub("\ufffd", name) for name in (file.source, file.domain))
+        source, domain = (whole(name) for name in (file.source, file.domain))
         self._file, self._problems = replace(file, source=source, domain=domain), problems
         self._max_chars, self._text_field = max_chars, text_field
         self._num_without_text = self._num_good = 0
+        self._see(())
         self._seen_fields: dict[str, None] = {}
 
-    def from_text(self, stream: IO[bytes]) -> Iterator[Document]:
-        text_stream = TextStream(stream, str(self._file.path), self._problems)
+    def from_text(self, text_stream: TextStream) -> Iterator[Document]:
+        fields = self._with_licence({})
         for line, text in text_stream.pieces(self._max_chars):
-            text = text.removesuffix("\n<|endoftext|>").removeprefix("<|endoftext|>\n")
-            if text.strip():
+            text = _without_separators(text)
+            if text and not text.isspace():
                 source = self._file.source if line == 1 else f"{self._file.source}:{line}"
-                yield Document(document_id(text), text, self._file.domain, source)
+                yield Document(document_id(text), text, self._file.domain, source, fields)
+
+    def from_pieces(self, pieces: Iterable[Piece]) -> Iterator[Document]:
+        for where, text, fields in pieces:
+            if not text or text.isspace():
+                continue
+            source = f"{self._file.source}:{where.lstrip(':')}" if where else self._file.source
+            fields = self._with_licence(as_json(fields))
+            for piece in cut(text, self._max_chars):
+                yield Document(document_id(piece), piece, self._file.domain, source, fields)
+
+    def _with_licence(self, fields: dict[str, Any]) -> dict[str, Any]:
+        if self._file.licence and "licence" not in fields:
+            fields["licence"] = self._file.licence
+        return fields
 
     def from_rows(self, rows: Iterable[tuple[int, Any]]) -> Iterator[Document]:
         for number, row in rows:
@@ -131,38 +251,58 @@ class _Rows:
                 self.judge()
 
     def _from_row(self, number: int, row: Any) -> Iterator[Document]:
-        where = f"{self._file.path}:{number}"
+        where = f"{self._file.place}:{number}"
         source = f"{self._file.source}:{number}"
         if isinstance(row, str):
             row = {"text": row}
         if not isinstance(row, Mapping):
             self._problems.add("broken row", where, f"an object is needed, not {_short(row)}")
             return
-        try:
-            messages, tools = conversation(row), parse_tools(row)
-        except UserError as error:
-            self._num_good += 1  # the kind of row is known, so the file's fields are right
-            self._problems.add("bad conversation", where, str(error))
-            return
-        if messages is not None:
-            self._num_good += 1
-            fields = _json_fields(row, CONVERSATION_FIELDS)
-            if tools:
-                fields["tools"] = _as_json(tools)
-            text = transcript(messages)
-            domain = self._file.domain
-            yield Document(document_id(text), text, domain, source, fields, messages)
-            return
+        shape = tuple(row)
+        if shape != self._shape:
+            self._see(shape)
+        if self._may_be_conversation:
+            try:
+                messages, tools = conversation(row), parse_tools(row)
+            except UserError as error:
+                self._num_good += 1  # the kind of row is known, so the file's fields are right
+                self._problems.add("bad conversation", where, str(error))
+                return
+            if messages is not None:
+                self._num_good += 1
+                yield self._conversation(row, messages, tools, source)
+                return
         field, body = self._text_of(row, where)
         if body is not None:
-            fields = _json_fields(row, {field})
+            fields = self._with_licence(_json_fields(row, (field,)))
             for piece in cut(body, self._max_chars):
                 yield Document(document_id(piece), piece, self._file.domain, source, fields)
 
-    def _text_of(self, row: Mapping[str, Any], where: str) -> tuple[str, str | None]:
+    def _see(self, shape: tuple[Any, ...]) -> None:
+        """Note what rows with these fields, as most of a file have, can be."""
+        self._shape = shape
+        self._may_be_conversation = not _CHAT_FIELDS.isdisjoint(shape)
         names = (self._text_field,) if self._text_field else TEXT_FIELDS
-        by_lower = {str(name).strip().lower(): str(name) for name in row}
-        field = next((by_lower[name.lower()] for name in names if name.lower() in by_lower), None)
+        by_lower = {str(name).strip().lower(): str(name) for name in shape}
+        self._text_name = next(
+            (by_lower[name.lower()] for name in names if name.lower() in by_lower), None
+        )
+
+    def _conversation(
+        self,
+        row: Mapping[str, Any],
+        messages: list[dict[str, Any]],
+        tools: list[Any] | None,
+        source: str,
+    ) -> Document:
+        fields = self._with_licence(_json_fields(row, CONVERSATION_FIELDS))
+        if tools:
+            fields["tools"] = as_json(tools)
+        text = transcript(messages)
+        return Document(document_id(text), text, self._file.domain, source, fields, messages)
+
+    def _text_of(self, row: Mapping[str, Any], where: str) -> tuple[str, str | None]:
+        field = self._text_name
         if field is None and (why := why_no_conversation(row)):
             self._num_good += 1
             self._problems.add("bad conversation", where, why)
@@ -181,8 +321,11 @@ class _Rows:
 
     def judge(self) -> None:
         """Raise `UserError` if a file that was named has rows and not one with a text."""
+        # Of a slice, the first rows alone tell: others may have what these lack.
+        if self._file.is_slice and (self._file.start or self._num_without_text < ROWS_TO_JUDGE):
+            return
         if self._file.named and self._num_without_text and not self._num_good:
-            raise UserError(f"{self._file.path}: in every row {self._missing(self._seen_fields)}")
+            raise UserError(f"{self._file.place}: in every row {self._missing(self._seen_fields)}")
 
     def _missing(self, fields: Iterable[Any]) -> str:
         wanted = self._text_field or "text"
@@ -204,7 +347,7 @@ def conversation(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     if messages is None:
         return None
     validate(messages)
-    return _as_json([dict(message) for message in messages])
+    return as_json([dict(message) for message in messages])
 
 
 def transcript(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -215,116 +358,42 @@ def transcript(messages: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _json_fields(row: Mapping[str, Any], without: Iterable[str]) -> dict[str, Any]:
-    return _as_json({str(name): value for name, value in row.items() if name not in without})
+def _json_fields(row: Mapping[str, Any], without: Container[str]) -> dict[str, Any]:
+    return {whole(str(name)): as_json(value) for name, value in row.items() if name not in without}
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Return a value as JSON in UTF-8 can hold it; half a character becomes U+FFFD."""
-    return json.loads(SURROGATE.sub("\ufffd", json.dumps(value, default=str, ensure_ascii=False)))
+    if isinstance(value, str):
+        return whole(value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {whole(str(name)): as_json(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(inner) for inner in value]
+    return whole(str(value))
+
+
+def whole(text: str) -> str:
+    """Return a text with U+FFFD for each half of a character (a lone surrogate)."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return SURROGATE.sub("\ufffd", text)
+    return text
+
+
+def _without_separators(text: str) -> str:
+    """Take off what `SEPARATOR` leaves at the ends of a file and between two of its kind."""
+    if _SEPARATOR_LINE not in text:
+        return text
+    while text.startswith(_SEPARATOR_LINE + "\n"):
+        text = text[len(_SEPARATOR_LINE) + 1 :]
+    return "" if text == _SEPARATOR_LINE else text.removesuffix("\n" + _SEPARATOR_LINE)
 
 
 def _short(value: Any) -> str:
     return json.dumps(value, default=str, ensure_ascii=False)[:60]
-
-
-def _jsonl_rows(
-    stream: TextStream, file: InputFile, problems: Problems
-) -> Iterator[tuple[int, Any]]:
-    return _parsed_lines(stream.lines(), file, problems)
-
-
-def _parsed_lines(
-    lines: Iterable[tuple[int, str]], file: InputFile, problems: Problems
-) -> Iterator[tuple[int, Any]]:
-    for number, line in lines:
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            problems.add("broken row", f"{file.path}:{number}", str(error))
-            continue
-        yield number, row
-
-
-def _json_rows(
-    stream: TextStream, file: InputFile, problems: Problems
-) -> Iterator[tuple[int, Any]]:
-    parts: list[str] = []
-    length = 0
-    for chunk in stream.chunks():
-        parts.append(chunk)
-        length += len(chunk)
-        if length > MAX_JSON_CHARS:
-            why = f"over {MAX_JSON_CHARS:,} characters in one value; make it .jsonl, a row a line"
-            problems.add("damaged file", str(file.path), why)
-            return
-    text = "".join(parts)
-    if not text.strip():
-        return
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if "\n" in text.strip() and _is_object(text.strip().split("\n", 1)[0]):
-            yield from _parsed_lines(enumerate(text.split("\n"), start=1), file, problems)
-        else:
-            problems.add("broken row", str(file.path), str(error))
-        return
-    if isinstance(value, dict):
-        lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
-        has_text = any(name in value for name in (*TEXT_FIELDS, *CONVERSATION_FIELDS))
-        value = lists[0] if len(lists) == 1 and not has_text else [value]
-    yield from enumerate(value if isinstance(value, list) else [value], start=1)
-
-
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _csv_rows(stream: TextStream, file: InputFile, problems: Problems) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(MAX_LINE_CHARS)
-    lines = (line + "\n" for _, line in stream.lines())
-    first = next(lines, "")
-    delimiter = max("\t" if ".tsv" in file.path.name else ",;\t|", key=first.count)
-    reader = csv.reader(_chain(first, lines), delimiter=delimiter)
-    header: list[str] | None = None
-    while True:
-        where = f"{file.path}:{reader.line_num + 1}"
-        number = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            problems.add("broken row", where, str(error))
-            continue
-        if row is None:
-            return
-        if header is None:
-            header = row
-        elif len(row) == len(header):
-            yield number, dict(zip(header, row, strict=True))
-        elif row:
-            why = f"{len(row)} fields, the header has {len(header)}"
-            problems.add("broken row", where, why)
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
-def _parquet_rows(file: InputFile, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    packed = file.path.suffix in COMPRESSIONS
-    source: Any = pyarrow.BufferReader(stream.read()) if packed else str(file.path)
-    number = 0
-    with pyarrow.parquet.ParquetFile(source) as table:
-        for batch in table.iter_batches(batch_size=1_000):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row

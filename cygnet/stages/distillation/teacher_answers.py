@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import cygnet
-from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.errors import UserError
 from cygnet.files import (
     JsonlWriter,

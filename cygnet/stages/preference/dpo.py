@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cygnet.config import TrainConfig
-from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.errors import UserError
 from cygnet.files import sha256_file
 from cygnet.model.lora import NO_LORA, LoraConfig

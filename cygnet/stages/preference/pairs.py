@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.corpus.small_talk import KIND as SMALL_TALK
 from cygnet.errors import UserError
 from cygnet.files import JsonlWriter, folder_atomic, read_jsonl, write_json

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cygnet.config import TrainConfig
-from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.errors import UserError
 from cygnet.export.huggingface import save_folder
 from cygnet.files import sha256_file

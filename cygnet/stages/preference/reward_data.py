@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.errors import UserError
 from cygnet.files import JsonlWriter, digest_of, folder_atomic, read_jsonl, write_json
 from cygnet.messages import Message, parse_messages, validate

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cygnet.corpus.pipeline import HELDOUT, TRAIN
+from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.errors import UserError
 from cygnet.files import digest_of
 from cygnet.messages import parse_messages, parse_tools, validate

@@ -1,8 +1,11 @@
+import ftfy
 import pytest
+from ftfy.badness import is_bad
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cygnet.corpus.clean.normalize import normalize, words
+from cygnet.corpus.clean.mojibake import mended
+from cygnet.corpus.clean.normalize import normalize
 
 ODD = "\ufeff\0\x07\x0b\x0c\r\n\t \x85\u2028\u3000é\u0301ａ，。Ã©â€œ\ud800\u0958\ufb1dﬁabc中"
 
@@ -44,5 +47,29 @@ def test_chinese_punctuation_and_code_stay_as_they_are(text: str) -> None:
     assert normalize(text) == text
 
 
-def test_words_are_han_characters_words_and_symbols() -> None:
-    assert words("白日 Sun's 2+2, GPU。") == ["白", "日", "sun", "s", "2", "+", "2", "gpu"]
+SOUND = (
+    "Café déjà vu, “quoted” – naïve… l’été»",
+    "Привет, мир — «как дела»? Ёлка №5",
+    "Γειά σου Κόσμε· «τι κάνεις»;",
+    "Zażółć gęślą jaźń, příliš žluťoučký kůň",
+    "天鹅是一种大型水鸟，“春天”……",
+    "½ cup sugar – 20 °C, 3 × 4 € ™",
+    "ちょっと待ってください。",
+)
+GARBLING = ("latin-1", "cp1252", "cp1251", "cp1250", "cp1253", "cp1254", "cp1257", "iso-8859-2",
+            "mac_roman", "cp437")  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(SOUND) | st.text(max_size=8), max_size=4).map(" ".join),
+    st.sampled_from(SOUND) | st.text(max_size=12),
+    st.sampled_from(GARBLING),
+)
+def test_the_quick_look_misses_nothing_that_ftfy_would_mend(
+    around: str, garbled: str, encoding: str
+) -> None:
+    garbled = garbled.encode("utf-8", "replace").decode(encoding, "ignore")
+    for text in (around, f"{around} {garbled}", f"{garbled}\n{around}"):
+        if not any("\ud800" <= char <= "\udfff" for char in text):
+            assert mended(text) == (ftfy.fix_encoding(text) if is_bad(text) else text)

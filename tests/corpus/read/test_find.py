@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,75 @@ def test_pipes_and_links_are_named_and_not_waited_for(tree: Path, as_glob: bool)
     for name in ("pipe.txt", "lost.txt"):
         with pytest.raises(UserError, match=rf"{name}: (not a regular file|a link to)"):
             find_files([str(tree / "notes" / name)], Problems())
+
+
+def test_loops_of_links_are_named_and_gone_through_once(tree: Path) -> None:
+    (tree / "notes/loop.txt").symlink_to("loop.txt")
+    (tree / "notes/again").symlink_to(tree / "notes")
+    (tree / "notes/poems/up").symlink_to("..")
+    problems = Problems()
+    files = find_files([str(tree / "notes"), str(tree / "notes/**/*.txt")], problems)
+    assert [f.source for f in files] == ["notes/a.md.gz", "notes/b.txt", "notes/poems/x.jsonl"]
+    named = [Path(where).name for where, _ in problems.kinds["no file"].places]
+    assert sorted(named) == ["again", "loop.txt", "loop.txt", "up"]
+
+
+@pytest.mark.parametrize("pattern", ["notes/**/*.jsonl", "**/poems/*", "**/poems/**", "n*/p*/x*"])
+def test_globs_find_what_lies_deep(
+    tree: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [f.source for f in find_files([str(tree / pattern)], Problems())] == ["poems/x.jsonl"]
+    monkeypatch.chdir(tree)
+    assert [f.source for f in find_files([pattern], Problems())] == ["poems/x.jsonl"]
+
+
+def test_a_folder_that_may_not_be_read_is_named(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == "poems":  # root may read all, whatever the mode
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    problems = Problems()
+    files = find_files([str(tree / "notes")], problems)
+    assert [f.source for f in files] == ["notes/a.md.gz", "notes/b.txt"]
+    assert problems.kinds["unreadable"].places == [(str(tree / "notes/poems"), "Permission denied")]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.TXT", "text"),
+        ("a.rst.xz", "text"),
+        ("a.tex", "latex"),
+        ("a.htm", "html"),
+        ("a.warc.gz", "warc"),
+        ("a.tar.bz2", "tar"),
+        ("a.tgz", "tar"),
+        ("a.zip", "zip"),
+        ("a.py", "code"),
+        ("a.H", "code"),
+        ("a.ipynb", "notebook"),
+        ("dewiki-latest-pages-articles.xml.bz2", "xml"),
+        ("dewiki-latest-pages-articles1.xml-p1p297012.bz2", "xml"),
+        ("a.gz", None),
+        ("Makefile", None),
+        ("a.png", None),
+    ],
+)
+def test_kinds_by_name(tmp_path: Path, name: str, kind: str | None) -> None:
+    (tmp_path / name).write_text("x")
+    files = find_files([str(tmp_path)], Problems())
+    assert [f.kind for f in files] == ([kind] if kind else [])
+
+
+def test_the_order_is_that_of_the_paths(tree: Path) -> None:
+    shutil.copy(tree / "notes/b.txt", tree / "notes/poems.txt")
+    (tree / "notes/poems-2").mkdir()
+    shutil.copy(tree / "notes/b.txt", tree / "notes/poems-2/z.txt")
+    files = [f.path for f in find_files([str(tree / "notes")], Problems())]
+    assert files == sorted(files) and len(files) == 5

@@ -10,9 +10,12 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cygnet.corpus.document import Document
 from cygnet.corpus.read.find import find_files
+from cygnet.corpus.read.kinds import KINDS
 from cygnet.corpus.read.problems import Problems
 from cygnet.corpus.read.readers import read_file
 from cygnet.errors import UserError
@@ -262,3 +265,97 @@ def test_one_line_of_200_mb_keeps_memory_flat(tmp_path: Path, kind: str) -> None
     else:
         assert (chars, too_long) == (2 * len("short"), 1)
     assert grown_mib < 100
+
+
+SUFFIXES = sorted({kind: suffix for suffix, kind in reversed(KINDS.items())}.values())
+MARKS = (
+    b"",
+    b"%PDF-1.7\n",
+    b"PK\x03\x04",
+    b"PAR1",
+    b"WARC/1.0\r\n",
+    b"<mediawiki>",
+    b"<html>",
+    b"{",
+)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@given(
+    mark=st.sampled_from(MARKS),
+    content=st.one_of(st.binary(max_size=200), st.text(max_size=200).map(lambda x: x.encode())),
+    packed=st.sampled_from(["", ".gz", ".bz2", ".xz", ".zst"]),
+)
+def test_any_bytes_in_a_file_of_any_kind_raise_nothing(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, mark: bytes, content: bytes, packed: str
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "any"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"a{suffix}{packed}"
+    path.write_bytes(mark + content)
+    try:
+        documents, problems = read(folder)
+    finally:
+        path.unlink()
+    assert all(document.text.strip() for document in documents)
+    if not mark + content:
+        assert problems.count("empty file") == 1 and not documents
+
+
+def test_a_text_by_another_name_is_read_as_what_it_is(tmp_path: Path) -> None:
+    page = (
+        b"<!DOCTYPE html><html><body><p>" + b"A paragraph of a page. " * 9 + b"</p></body></html>"
+    )
+    (document,), problems = read(tmp_path / "a.txt", page)
+    assert "A paragraph" in document.text and "<p>" not in document.text
+    assert "HTML" in problems.kinds["other kind"].places[0][1]
+
+
+def test_rows_of_changing_fields_are_each_seen_anew(tmp_path: Path) -> None:
+    rows = [{"text": "one"}, {"messages": GOOD}, {"Content": "two", "n": 1}, {"n": 1}, *ROWS[:1]]
+    documents, problems = read(tmp_path / "a.jsonl", jsonl(rows))
+    texts = ["one", "User: Hi\n\nAssistant: Hello.", "two", ROWS[0]["text"]]
+    assert [d.text for d in documents] == texts
+    assert [d.fields for d in documents] == [{}, {}, {"n": 1}, {"title": "t0"}]
+    assert problems.count("no text") == 1
+
+
+@given(
+    st.recursive(
+        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text()),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_fields_come_as_they_were(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "fields.jsonl"
+    (document,), _ = read(path, json.dumps({"text": "x", "value": value}).encode())
+    assert document.fields == {"value": value}
+
+
+def test_half_characters_in_fields_are_replaced(tmp_path: Path) -> None:
+    content = b'{"text": "x", "a\\ud800": ["\\udc00b", {"c": "\\ud83d\\ude00"}]}\n'
+    (document,), _ = read(tmp_path / "a.jsonl", content)
+    assert document.fields == {"a\ufffd": ["\ufffdb", {"c": "\U0001f600"}]}
+
+
+def test_blank_lines_and_space_around_rows_are_no_fault(tmp_path: Path) -> None:
+    content = b' {"text": "one"} \n\n  \t\n{"text": "two"}\r\n'
+    documents, problems = read(tmp_path / "a.jsonl", content)
+    assert [(d.text, d.source) for d in documents] == [("one", "a.jsonl:1"), ("two", "a.jsonl:4")]
+    assert not problems.kinds
+
+
+def test_separators_at_the_ends_and_in_a_row_are_no_text(tmp_path: Path) -> None:
+    mark = "<|endoftext|>\n"
+    content = f"{mark}{mark}one\n{mark}{mark}{mark}two\n{mark.strip()}".encode()
+    documents, _ = read(tmp_path / "a.txt", content)
+    assert [d.text for d in documents] == ["one", "two"]
+
+
+def test_large_rows_of_parquet_come_in_small_batches(tmp_path: Path) -> None:
+    texts = [f"{i} " + "word " * 100_000 for i in range(60)]
+    table = pyarrow.table({"text": texts})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=40)
+    documents, _ = read(tmp_path / "a.parquet", max_chars=10_000_000)
+    assert [d.text for d in documents] == texts
+    assert [d.source for d in documents] == [f"a.parquet:{i}" for i in range(1, 61)]

@@ -1,0 +1,125 @@
+"""Evaluation sets: what a model will be measured on must not be learnt.
+
+A document that holds a run of `RUN_WORDS` words of an item is contaminated, as in Brown et al. 2020
+(arXiv:2005.14165, appendix C). Shorter items are recognised by `SHORT_WORDS` words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cygnet.corpus.clean.normalize import normalize
+from cygnet.corpus.clean.words import Hashes, Ints, TextBatch
+from cygnet.corpus.read.find import find_files
+from cygnet.corpus.read.problems import Problems
+from cygnet.corpus.read.readers import read_file
+from cygnet.errors import UserError
+from cygnet.files import read_json, write_json
+from cygnet.progress import say, track
+
+RUN_WORDS = 13
+SHORT_WORDS = 8
+NAMES, HASHES = "evaluation.json", "evaluation.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSet:
+    """Runs of words of all items."""
+
+    items: Sequence[str]
+    """Where each item was read."""
+    hashes: dict[int, Hashes]
+    """By the length of a run: hashes, sorted."""
+    owners: dict[int, Ints]
+    """The number of the item of each."""
+
+    def found_in(self, batch: TextBatch) -> tuple[NDArray[np.float64], list[str]]:
+        """Return of each document how many of its runs stand in items, and the source of one."""
+        counts = np.zeros(len(batch))
+        by = [""] * len(batch)
+        for length, known in self.hashes.items():
+            hashes, offsets = batch.ngrams(length)
+            if not len(known) or not len(hashes):
+                continue
+            at = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+            places = np.flatnonzero(known[at] == hashes)
+            document = np.searchsorted(offsets, places, side="right") - 1
+            counts += np.bincount(document, minlength=len(batch))
+            for number, place in zip(document.tolist(), places.tolist(), strict=True):
+                by[number] = by[number] or self.items[self.owners[length][at[place]]]
+        return counts, by
+
+    def save(self, folder: Path) -> None:
+        """Write the set to a work folder."""
+        write_json(folder / NAMES, {"items": list(self.items)})
+        arrays: dict[str, Any] = {f"hashes_{n}": values for n, values in self.hashes.items()}
+        arrays |= {f"owners_{n}": values for n, values in self.owners.items()}
+        with open(folder / HASHES, "wb") as file:
+            np.savez(file, **arrays)
+
+    @classmethod
+    def load(cls, folder: Path) -> EvaluationSet:
+        """Read what `save` wrote."""
+        arrays = np.load(folder / HASHES)
+        lengths = (RUN_WORDS, SHORT_WORDS)
+        return cls(
+            read_json(folder / NAMES)["items"],
+            {length: arrays[f"hashes_{length}"] for length in lengths},
+            {length: arrays[f"owners_{length}"] for length in lengths},
+        )
+
+
+def read_evaluation(paths: Sequence[str]) -> EvaluationSet:
+    """Read evaluation sets, files of any kind that is read; every text of every row is an item.
+
+    Raises:
+        UserError: a path is wrong, or no item is long enough to be recognised.
+    """
+    items: list[str] = []
+    texts: list[str] = []
+    for source, text in track(_texts(paths), "evaluation sets"):
+        items.append(source)
+        texts.append(normalize(text))
+    batch = TextBatch(texts or [""])
+    num_words = np.diff(batch.word_offsets)
+    hashes: dict[int, Hashes] = {}
+    owners: dict[int, Ints] = {}
+    for length, chosen in (
+        (RUN_WORDS, num_words >= RUN_WORDS),
+        (SHORT_WORDS, (num_words >= SHORT_WORDS) & (num_words < RUN_WORDS)),
+    ):
+        found, offsets = batch.ngrams(length)
+        owner = np.repeat(np.arange(len(batch)), np.diff(offsets))
+        found, owner = found[chosen[owner]], owner[chosen[owner]]
+        hashes[length], first = np.unique(found, return_index=True)
+        owners[length] = owner[first]
+    num_short = int((num_words < SHORT_WORDS).sum())
+    if num_short == len(batch):
+        raise UserError(
+            f"{', '.join(paths)}: no item of {SHORT_WORDS} words or more, so none can be "
+            "recognised; give the file that holds the questions' text"
+        )
+    if num_short:
+        say(
+            f"data: {num_short:,} of {len(batch):,} evaluation items have fewer than "
+            f"{SHORT_WORDS} words and cannot be recognised"
+        )
+    return EvaluationSet(items, hashes, owners)
+
+
+def _texts(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+    problems = Problems()
+    for file in find_files(paths, problems):
+        for document in read_file(file, problems):
+            yield document.source, document.text
+            for name, value in document.fields.items():
+                if isinstance(value, str) and name != "title":
+                    yield document.source, value
+    for line in problems.lines():
+        say(f"data: evaluation sets: {line}")

@@ -1,0 +1,97 @@
+"""Data sets of the Hugging Face hub by name, streamed by the `datasets` library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from cygnet.corpus.read.find import InputFile
+from cygnet.corpus.read.problems import Problems
+from cygnet.errors import UserError, nearest, require
+
+PREFIX = "hf://datasets/"
+DEFAULT_SPLIT = "train"
+
+
+class HubName(NamedTuple):
+    """What `hf://datasets/OWNER/NAME[/CONFIG][:SPLIT]` names."""
+
+    name: str
+    """`OWNER/NAME`; of a data set that lies on this machine, its folder's absolute path."""
+    config: str | None
+    split: str
+
+
+def parse_name(url: str) -> HubName:
+    """Return the parts of a data set's name.
+
+    Raises:
+        UserError: it is no such name.
+    """
+    wanted = f"write {PREFIX}OWNER/NAME, with /CONFIG and :SPLIT behind it where there are several"
+    if not url.startswith(PREFIX):
+        raise UserError(f"{url}: no data set of the hub; {wanted}")
+    path, colon, split = url.removeprefix(PREFIX).partition(":")
+    parts = [path] if path.startswith("/") else path.rstrip("/").split("/")
+    if not all(parts) or len(parts) > 3 or (colon and not split):
+        raise UserError(f"{url}: no data set of the hub; {wanted}")
+    config = parts[2] if len(parts) == 3 else None
+    return HubName("/".join(parts[:2]), config, split or DEFAULT_SPLIT)
+
+
+def find_hub(url: str, problems: Problems) -> list[InputFile]:
+    """Return the data set as something to read; one that cannot be had is counted in `problems`.
+
+    Raises:
+        UserError: the name, its config or its split is wrong, or `datasets` is not installed.
+    """
+    named = parse_name(url)
+    try:
+        builder = _builder(url, named)
+    except OSError as error:
+        problems.add("failed download", url, " ".join(str(error).split())[:200])
+        return []
+    # The hash is that of the commit, of a folder on this machine that of its files.
+    return [
+        InputFile(
+            Path(named.name.strip("/").replace("/", "--")),
+            named.name.strip("/"),
+            PurePosixPath(named.name).name,
+            "hub",
+            named=True,
+            licence=str(builder.info.license or ""),
+            url=url,
+            version=f"{builder.hash or ''}",
+        )
+    ]
+
+
+def hub_rows(url: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number from 1, row) of a data set, streaming.
+
+    Images and sounds are not decoded.
+
+    Raises:
+        OSError: it cannot be had.
+        UserError: the name, its config or its split is wrong, or `datasets` is not installed.
+    """
+    named = parse_name(url)
+    builder = _builder(url, named)
+    try:
+        rows = builder.as_streaming_dataset(split=named.split)
+    except ValueError as error:
+        known = [str(split) for split in (builder.config.data_files or builder.info.splits or ())]
+        hint = nearest(named.split, known)
+        raise UserError(
+            f"{url}: no split {named.split!r}{hint}; the splits are {', '.join(known) or 'unknown'}"
+        ) from error
+    yield from enumerate(rows.decode(False), start=1)
+
+
+def _builder(url: str, named: HubName) -> Any:
+    datasets = require("datasets", "hub")
+    try:
+        return datasets.load_dataset_builder(named.name, named.config)
+    except ValueError as error:
+        raise UserError(f"{url}: {' '.join(str(error).split())}") from error

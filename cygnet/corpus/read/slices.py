@@ -1,0 +1,151 @@
+"""Parts of a large file, so that several processes read it at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import IO
+
+from cygnet.corpus.read.decode import SAMPLE_BYTES, guess_encoding
+from cygnet.corpus.read.find import InputFile
+from cygnet.corpus.read.kinds import HEAD_BYTES, compression_of, kind_by_head
+from cygnet.corpus.read.open import fault_types
+from cygnet.errors import UserError
+
+SEARCH_BYTES = 1 << 20
+"""So far behind the wanted place a separator, then a blank line, is looked for."""
+
+# One behind another belongs to the document between them, as the reader of whole files has it.
+_SEPARATOR = re.compile(
+    rb"(?<!<\|endoftext\|>)(?<!<\|endoftext\|>\r)(?:\r\n|\n)<\|endoftext\|>\r?\n"
+)
+_BLANK_LINE = re.compile(rb"\n\r?\n")
+_LINE_END = re.compile(rb"\n")
+_OVERLAP_BYTES = 64
+"""Enough for what the longest mark is judged by."""
+
+
+def slices(file: InputFile, slice_bytes: int) -> list[InputFile]:
+    """Cut a file into slices of about `slice_bytes`, at the same places each time.
+
+    JSON lines and text, both uncompressed and in UTF-8, are cut at ends of lines; parquet at those
+    of row groups; anything else is one slice. What the slices yield, one behind the other, is what
+    the whole file yields, sources included, with one exception: a text is cut at the first
+    `<|endoftext|>` line within `SEARCH_BYTES` of the wanted place, else at the first blank line
+    there, else at the next end of a line, and the latter two begin a document that the whole
+    file need not begin there. No character is lost or doubled.
+
+    A file that cannot be read is one slice; the reader counts what is wrong.
+
+    Raises:
+        UserError: `slice_bytes` is below 1.
+    """
+    if slice_bytes < 1:
+        raise UserError(f"slice_bytes is {slice_bytes}; give a number of at least 1")
+    if file.url or file.is_slice or file.kind not in ("text", "jsonl", "parquet"):
+        return [file]
+    try:
+        if file.path.stat().st_size <= slice_bytes:
+            return [file]
+        with open(file.path, "rb") as raw:
+            sample = raw.read(SAMPLE_BYTES)
+            head = sample[:HEAD_BYTES]
+            if compression_of(head) or kind_by_head(head, file.kind) != (file.kind, ""):
+                return [file]
+            if file.kind == "parquet":
+                return list(_parquet_slices(file, slice_bytes))
+            elif guess_encoding(sample) in ("utf-8", "utf-8-sig"):
+                cuts = list(_line_cuts(raw, slice_bytes, file.kind == "text"))
+            else:
+                return [file]
+    except fault_types():
+        return [file]
+    starts = [(0, 1), *cuts]
+    stops = [start for start, _ in cuts]
+    return [
+        replace(file, start=start, stop=stop, first_line=line)
+        for (start, line), stop in zip(starts, [*stops, None], strict=True)
+    ]
+
+
+def _parquet_slices(file: InputFile, slice_bytes: int) -> Iterator[InputFile]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(file.path) as table:
+        num_groups, start, row, first_row, num_bytes = table.num_row_groups, 0, 1, 1, 0
+        for number in range(num_groups):
+            group = table.metadata.row_group(number)
+            row += group.num_rows
+            num_bytes += sum(
+                group.column(i).total_compressed_size for i in range(group.num_columns)
+            )
+            is_last = number + 1 == num_groups
+            if num_bytes < slice_bytes and not is_last:
+                continue
+            if is_last and start == 0:
+                yield file
+                return
+            stop = None if is_last else number + 1
+            yield replace(file, start=start, stop=stop, first_line=first_row, size=num_bytes)
+            start, first_row, num_bytes = number + 1, row, 0
+
+
+def _line_cuts(raw: IO[bytes], slice_bytes: int, is_text: bool) -> Iterator[tuple[int, int]]:
+    """Yield (byte, number of its line) where slices begin, but for the first."""
+    at, line = 0, 1
+    lines = _LineCounter(raw)
+    while True:
+        cut = _cut_behind(raw, at + slice_bytes, is_text)
+        if cut is None:
+            return
+        line += lines.count(at, cut)
+        yield cut, line
+        at = cut
+
+
+def _cut_behind(raw: IO[bytes], wanted: int, is_text: bool) -> int | None:
+    """Return the byte where a slice may begin, at `wanted` or behind it; None for nowhere."""
+    raw.seek(0, 2)
+    size = raw.tell()
+    if wanted >= size:
+        return None
+    start = max(wanted - _OVERLAP_BYTES, 0)
+    raw.seek(start)
+    near = raw.read(SEARCH_BYTES)
+    for mark in (_SEPARATOR, _BLANK_LINE) if is_text else ():
+        for found in mark.finditer(near):
+            if start + found.end() >= wanted:
+                return start + found.end() if start + found.end() < size else None
+    raw.seek(start)
+    at = start
+    while block := raw.read(SEARCH_BYTES):
+        for found in _LINE_END.finditer(block, max(wanted - 1 - at, 0)):
+            return at + found.end() if at + found.end() < size else None
+        at += len(block)
+    return None
+
+
+class _LineCounter:
+    """Counts ends of lines as text streams do: \\n, \\r and \\r\\n are one each."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+
+    def count(self, start: int, stop: int) -> int:
+        """Return how many lines end from one byte to another, which follows a \\n."""
+        self._raw.seek(start)
+        total, after_return = 0, False
+        while start < stop:
+            block = self._raw.read(min(SEARCH_BYTES, stop - start))
+            if not block:
+                break
+            total += block.count(b"\n")
+            returns = block.count(b"\r")
+            if returns:
+                total += returns - block.count(b"\r\n")
+            if after_return and block.startswith(b"\n"):
+                total -= 1
+            after_return = block.endswith(b"\r")
+            start += len(block)
+        return total

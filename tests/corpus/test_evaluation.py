@@ -1,0 +1,89 @@
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from cygnet.corpus.pipeline import REMOVED, prepare
+from cygnet.corpus.scale import ScaleConfig
+from cygnet.corpus.settings import DataConfig
+from cygnet.errors import UserError
+from cygnet.files import read_jsonl
+
+LEXICON = [f"word{i}" for i in range(3000)]
+ALONE = ScaleConfig(workers=1)
+
+
+def words(rng: random.Random, count: int) -> str:
+    return " ".join(rng.choices(LEXICON, k=count))
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_documents_with_passages_of_an_evaluation_set_go_and_are_named(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    long = [{"text": words(rng, 40), "answer": words(rng, 15)} for _ in range(4)]
+    short = [{"text": words(rng, 9)} for _ in range(3)]
+    evaluation = write(tmp_path / "exam.jsonl", [*long, *short, {"text": "Too short to tell."}])
+    clean = [words(rng, 80) for _ in range(40)]
+    spoilt = {
+        0: " ".join(long[0]["text"].upper().split()[5:18]),
+        1: long[1]["answer"].replace(" ", ",  "),
+        2: short[2]["text"],
+    }
+    near_miss = " ".join(long[2]["text"].split()[:12])
+    rows = [
+        {"text": f"{text} {spoilt.get(i, near_miss)} {text[:30]}"} for i, text in enumerate(clean)
+    ]
+    source = write(tmp_path / "a.jsonl", rows)
+    config = DataConfig(paths=(str(source),), heldout_share=0.1, evaluation=(str(evaluation),))
+    out = prepare(config, tmp_path / "out", ALONE)
+    removed = [row for row in read_jsonl(out / REMOVED) if row["reason"] == "contaminated"]
+    assert [(row["source"], row["of"]) for row in removed] == [
+        ("a.jsonl:1", "exam.jsonl:1"),
+        ("a.jsonl:2", "exam.jsonl:2"),
+        ("a.jsonl:3", "exam.jsonl:7"),
+    ]
+
+
+def test_a_changed_evaluation_set_is_seen(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    texts = [words(rng, 60) for _ in range(30)]
+    source = write(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    evaluation = tmp_path / "exam.jsonl"
+    config = DataConfig(paths=(str(source),), heldout_share=0.1, evaluation=(str(evaluation),))
+    for number in (3, 8):
+        write(evaluation, [{"text": texts[number]}])
+        out = prepare(config, tmp_path / "out", ALONE)
+        assert [row["source"] for row in read_jsonl(out / REMOVED)] == [f"a.jsonl:{number + 1}"]
+
+
+def test_a_set_of_short_items_alone_is_a_clear_line(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [{"text": words(random.Random(2), 60)}] * 3)
+    evaluation = write(tmp_path / "exam.jsonl", [{"text": "2 + 2 ="}])
+    config = DataConfig(paths=(str(source),), evaluation=(str(evaluation),))
+    with pytest.raises(UserError, match=r"exam\.jsonl: no item of 8 words or more"):
+        prepare(config, tmp_path / "out", ALONE)
+
+
+def test_training_text_with_passages_of_held_out_text_goes(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    passages = [words(rng, 120) for _ in range(60)]
+    # Each passage stands in two otherwise different documents; together they are no duplicates.
+    rows = [{"text": f"{words(rng, 200)} {p} {words(rng, 200)}"} for p in passages for _ in (0, 1)]
+    source = write(tmp_path / "a.jsonl", rows)
+    config = DataConfig(paths=(str(source),), heldout_share=0.3)
+    out = prepare(config, tmp_path / "out", ALONE)
+    heldout = " ".join(row["text"] for row in read_jsonl(out / "heldout.jsonl.zst"))
+    train = [row["text"] for row in read_jsonl(out / "train.jsonl.zst")]
+    leaking = [p for p in passages if p in heldout]
+    assert len(leaking) > 10
+    assert not any(passage in text for passage in leaking for text in train)
+    common = words(rng, 120)
+    rows = [{"text": f"{words(rng, 200)} {common} {words(rng, 200)}"} for _ in range(60)]
+    config = DataConfig(paths=(str(write(tmp_path / "b.jsonl", rows)),), heldout_share=0.3)
+    out = prepare(config, tmp_path / "common", ALONE)
+    assert not list(read_jsonl(out / REMOVED))  # what so many share is nobody's
