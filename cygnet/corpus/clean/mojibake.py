@@ -8,13 +8,15 @@ their surroundings alone.
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cygnet.errors import require
 
-AROUND = 24
-"""Characters on either side of a suspicious pair that ftfy looks at; its patterns are shorter."""
+AROUND, MOST_BEHIND = 16, 6
+"""Characters on either side of a suspicious pair that ftfy looks at, and that its patterns have."""
 
 
 def mended(text: str) -> str:
@@ -27,34 +29,60 @@ def mended(text: str) -> str:
 def _is_garbled(text: str) -> bool:
     is_bad = require("ftfy.badness", "data").is_bad
     at = 0
-    for pair in _suspicious().finditer(text):
-        if pair.start() >= at:  # else it was looked at with the last one
-            at = pair.end() + AROUND
-            if is_bad(text[max(pair.start() - AROUND, 0) : at]):
+    for place in suspicious(text).tolist():
+        if place + MOST_BEHIND > at:  # else it was looked at with the last one
+            at = place + AROUND
+            if is_bad(text[max(place - AROUND, 0) : at]):
                 return True
     return False
 
 
+def suspicious(text: str) -> NDArray[np.int64]:
+    """Return where a sequence of UTF-8 may begin in any of the encodings that ftfy undoes.
+
+    A byte of a sequence may be lost (U+FFFD, "?"), or have become a space where it was a no-break
+    one; some one is left. A lone control character stands for one of Windows' signs.
+    """
+    codes = np.frombuffer(f"{text}\0\0\0".encode("utf-32-le", "surrogatepass"), np.uint32)
+    places = np.flatnonzero(codes >= 0x80)
+    roles = [_roles()[np.minimum(codes[places + behind], _LAST)] for behind in range(4)]
+
+    def role(number: int, behind: int) -> NDArray[np.uint64]:
+        return roles[behind] >> np.uint64(number * _ENCODINGS) & _MASK
+
+    more, lost = [role(_MORE, i) for i in range(4)], [role(_LOST, i) for i in range(4)]
+    some = [a | b for a, b in zip(more, lost, strict=True)]
+    found = role(_BEGINS_2, 0) & more[1]
+    found |= role(_BEFORE_SPACE, 0) & lost[1]
+    found |= role(_BEGINS_3, 0) & (more[1] & some[2] | lost[1] & more[2])
+    rest = more[1] & some[2] & some[3] | lost[1] & (more[2] & some[3] | lost[2] & more[3])
+    found |= role(_BEGINS_4, 0) & rest
+    return places[(found > 0) | (codes[places] < 0xA0)]
+
+
+_BEGINS_2, _BEGINS_3, _BEGINS_4, _BEFORE_SPACE, _MORE, _LOST = range(6)
+"""What a character may be: the first of a sequence of so many bytes; of one whose second became a
+space; a further byte of one; one that was lost. For each role a bit an encoding."""
+_ENCODINGS = 10
+_MASK = np.uint64((1 << _ENCODINGS) - 1)
+_LAST = 0xFFFF
+
+
 @lru_cache(maxsize=1)
-def _suspicious() -> re.Pattern[str]:
-    """Return what matches the beginning of UTF-8 in any of the encodings that ftfy undoes."""
-    # Importing ftfy makes its own encodings known.
+def _roles() -> NDArray[np.uint64]:
+    roles = np.zeros(_LAST + 1, np.uint64)
     encodings = require("ftfy.chardata", "data").CHARMAP_ENCODINGS
-    pairs = []
-    leads = set()
-    for encoding in encodings:
-        first = _characters(encoding, 0xC2, 0xF4)
-        leads |= set(first)
-        pairs.append(f"(?<={_class(first)}){_class(_characters(encoding, 0x80, 0xBF))}")
-    # A no-break space may have become a space; lone control characters stand for Windows' signs.
-    controls = set(map(chr, range(0x80, 0xA0)))
-    anywhere = ["(?<=[\x80-\x9f])", "(?<=Ã) "]
-    return re.compile(f"{_class(leads | controls)}(?:{'|'.join([*pairs, *anywhere])})")
-
-
-def _characters(encoding: str, first: int, last: int) -> set[str]:
-    return set(bytes(range(first, last + 1)).decode(encoding, "ignore"))
-
-
-def _class(characters: set[str]) -> str:
-    return f"[{re.escape(''.join(sorted(characters)))}]"
+    assert len(encodings) <= _ENCODINGS
+    for number, encoding in enumerate(encodings):
+        for role, values in (
+            (_BEGINS_2, range(0xC2, 0xE0)),
+            (_BEGINS_3, range(0xE0, 0xF0)),
+            (_BEGINS_4, range(0xF0, 0xF5)),
+            (_BEFORE_SPACE, (0xC2, 0xC3, 0xC5, 0xCE, 0xD0, 0xD9)),
+            (_MORE, range(0x80, 0xC0)),
+        ):
+            codes = [ord(char) for char in bytes(values).decode(encoding, "ignore")]
+            roles[codes] |= np.uint64(1 << (role * _ENCODINGS + number))
+    roles[0xFFFD] |= _MASK << np.uint64(_MORE * _ENCODINGS)
+    roles[[ord(" "), ord("?")]] |= _MASK << np.uint64(_LOST * _ENCODINGS)
+    return roles

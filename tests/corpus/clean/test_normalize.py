@@ -65,11 +65,14 @@ GARBLING = ("latin-1", "cp1252", "cp1251", "cp1250", "cp1253", "cp1254", "cp1257
     st.lists(st.sampled_from(SOUND) | st.text(max_size=8), max_size=4).map(" ".join),
     st.sampled_from(SOUND) | st.text(max_size=12),
     st.sampled_from(GARBLING),
+    st.sampled_from(["ignore", "replace"]),
+    st.sampled_from(["\xa0", " "]),
 )
 def test_the_quick_look_misses_nothing_that_ftfy_would_mend(
-    around: str, garbled: str, encoding: str
+    around: str, garbled: str, encoding: str, lost: str, space: str
 ) -> None:
-    garbled = garbled.encode("utf-8", "replace").decode(encoding, "ignore")
+    garbled = garbled.encode("utf-8", "replace").decode(encoding, lost)
+    garbled = garbled.replace("\xa0", space)
     for text in (around, f"{around} {garbled}", f"{garbled}\n{around}"):
         if not any("\ud800" <= char <= "\udfff" for char in text):
             assert mended(text) == (ftfy.fix_encoding(text) if is_bad(text) else text)
