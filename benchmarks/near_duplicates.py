@@ -181,8 +181,8 @@ def main() -> None:
         begin = time.perf_counter()
         score = Score(rows, find(rows, texts, arguments.threshold, arguments.edits, order))
         took = time.perf_counter() - begin
-        print(f"\norder {order}, threshold {arguments.threshold}, edits {arguments.edits}, {took:.1f} s: recall "
-              f"{score.recall()}, precision {score.precision()}")  # fmt: skip
+        of = f"order {order}, threshold {arguments.threshold}, edits {arguments.edits}"
+        print(f"\n{of}, {took:.1f} s: recall {score.recall()}, precision {score.precision()}")
         for name, which in groups(rows).items() if not order else ():
             print(f"  {name:24} recall {score.recall(which)}")
         for number, other in score.wrong[:5]:

@@ -18,6 +18,8 @@ from cygnet.errors import UserError
 T = TypeVar("T")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """Suffixes of compressed files, and pyarrow's names of how."""
+TIMED = ("cost.json", "report.html")
+"""Files that say how long something took, so that no two runs write the same."""
 _seals: list[tuple[Path, frozenset[str]]] = []
 
 
@@ -118,6 +120,7 @@ def why_sealed(path: Path) -> str:
 
 def _is_same(new: Path, old: Path) -> bool:
     files = [file.relative_to(new) for file in new.rglob("*") if file.is_file()]
+    files = [file for file in files if file.name not in TIMED]
     return all(
         (old / file).is_file() and filecmp.cmp(new / file, old / file, shallow=False)
         for file in files

@@ -243,7 +243,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not (arguments.gathered / "MANIFEST.tsv").exists():
         print(
-            f"{arguments.gathered}: nothing gathered here; first: python -m benchmarks.collection.gather"
+            f"{arguments.gathered}: nothing here; first: python -m benchmarks.collection.gather"
         )
         return
     draw = random.Random(SEED)

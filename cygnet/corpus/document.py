@@ -32,6 +32,8 @@ class Document:
     """The row's other fields as they were: title, author, ingredients..."""
     messages: list[dict[str, Any]] | None = None
     """A conversation in OpenAI's form, or None."""
+    copies: int = 1
+    """How often it is seen in an epoch, by its source's weight."""
 
     @property
     def title(self) -> str:
@@ -40,7 +42,7 @@ class Document:
         return title if isinstance(title, str) else ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object; `messages` is left out where there are none."""
+        """Return the JSON object; `messages` and `copies` are left out where they say nothing."""
         value: dict[str, Any] = {
             "id": self.id,
             "text": self.text,
@@ -50,6 +52,8 @@ class Document:
         }
         if self.messages is not None:
             value["messages"] = self.messages
+        if self.copies != 1:
+            value["copies"] = self.copies
         return value
 
     @classmethod
@@ -62,4 +66,5 @@ class Document:
             source=value["source"],
             fields=dict(value["fields"]),
             messages=value.get("messages"),
+            copies=value.get("copies", 1),
         )

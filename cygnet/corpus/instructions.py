@@ -480,7 +480,7 @@ def _made(
     heaps: dict[str, list[tuple[int, int, int, Row]]] = {name: [] for name in room}
     num_chats = 0
     for place, document in enumerate(documents):
-        weight = _weight(document.source, weights)
+        weight = _weight(document, weights)
         for number, row in enumerate(document_rows(document, seed)):
             row |= weight
             if row["kind"] == "chat":
@@ -501,11 +501,13 @@ def _made(
     return _Made(_in_hash_order(rows, seed), num_chats)
 
 
-def _weight(source: str, weights: Mapping[str, float]) -> Row:
-    """Return the weight of what was read at `source`, as a part of a row."""
+def _weight(document: Document, weights: Mapping[str, float]) -> Row:
+    """Return the weight of what is made of a document, as a part of a row."""
+    source = document.source
     file, _, line = source.rpartition(":")
     name = source if source in weights or not line.isdigit() else file
-    return {"weight": weights[name]} if name in weights else {}
+    weight = weights.get(name, 1) * document.copies
+    return {"weight": weight} if weight != 1 else {}
 
 
 def _talks(kinds: set[str]) -> tuple[Talk, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cygnet.corpus import parts, pipeline
+from cygnet.corpus.instructions import InstructionConfig, build_instructions
 from cygnet.corpus.pipeline import parts_folder, prepare
 from cygnet.corpus.read.find import find_files
 from cygnet.corpus.read.problems import Problems
@@ -163,3 +164,22 @@ def test_a_source_of_weight_two_is_written_as_two_copies_and_of_half_for_half(
     report = json.loads((out / "report.json").read_text())
     not_drawn = report["domains"]["rarely"]["not_drawn"]["documents"]
     assert 15 < not_drawn < 51 and len(often) > 40
+
+
+def test_conversations_of_a_source_of_weight_two_are_learnt_twice(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": " ".join(rng.choices(LEXICON, k=12))},
+                {"role": "assistant", "content": " ".join(rng.choices(LEXICON, k=12))},
+            ]
+        }
+        for _ in range(40)
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mixture.yaml").write_text("- path: chats.jsonl\n  weight: 2\n")
+    data = prepare(config(tmp_path / "mixture.yaml"), tmp_path / "data", ALONE)
+    made = build_instructions(data, tmp_path / "instructions", InstructionConfig())
+    chats = [row for row in read_jsonl(made / "train.jsonl.zst") if row["kind"] == "chat"]
+    assert len(chats) > 20 and {row["weight"] for row in chats} == {2}

@@ -3,13 +3,12 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import pytest
 
 from cygnet.corpus.scale import ScaleConfig, run_tasks
 from cygnet.errors import UserError
-from tests.corpus.slurm_cluster import slurm_cluster
 
 SQUARE = "tests.corpus.scale_tasks:square"
 ROOT = Path(__file__).parents[2]
@@ -175,15 +173,6 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
 # Slurm
 
 
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScaleConfig]:
-    missing = [name for name in ("slurmctld", "slurmd", "munged") if not shutil.which(name)]
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)} (Debian: slurm-wlm, munge)")
-    with slurm_cluster(tmp_path_factory.mktemp("slurm"), cores=2):
-        yield ScaleConfig(executor="slurm", memory_per_task_gb=0.2, poll_s=0.5)
-
-
 def test_without_slurm_it_says_where_to_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,24 +248,6 @@ def test_what_slurm_refuses_is_passed_on(slurm: ScaleConfig, tmp_path: Path) -> 
 
 
 # Ray
-
-
-@pytest.fixture
-def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head without cores and two nodes of one core each."""
-    pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    nodes = [cluster.add_node(num_cpus=1, object_store_memory=80_000_000) for _ in range(2)]
-    cluster.wait_for_nodes()
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    cluster.workers = nodes
-    yield cluster
-    cluster.shutdown()
 
 
 ON_RAY = ScaleConfig(executor="ray", memory_per_task_gb=0.1)

@@ -42,12 +42,13 @@ def normalize(text: str, chinese: Chinese = "as_is") -> str:
     blank lines become two. Indentation and full-width punctuation stay as they are. By choice
     Chinese is written in simplified or traditional characters (OpenCC).
     """
-    for _ in range(MAX_ROUNDS):  # a repair may uncover another
+    for _ in range(MAX_ROUNDS):  # a repair may uncover another, and so may the space that goes
         repaired = _repaired(text)
-        if repaired == text:
+        tidied = _tidied(repaired)
+        is_done = tidied == text or (repaired == text and text.isascii())
+        text = tidied
+        if is_done:
             break
-        text = repaired
-    text = _tidied(text)
     if chinese != "as_is" and _HAN.search(text):
         return str(_converter(chinese).convert(text))
     return text
