@@ -165,9 +165,7 @@ def run_ours(source: Path, out: Path, workers: int, flags: Sequence[str]) -> Run
     seconds: dict[str, float] = cost["seconds"]
     written = (out / "cost.json").stat().st_mtime
     steps = {
-        "start": written
-        - sum(seconds.values())
-        - found.began,  # interpreter, finding files, hashes
+        "start": written - sum(seconds.values()) - found.began,  # with finding and hashing
         **seconds,
         "report": found.ended - written,
     }

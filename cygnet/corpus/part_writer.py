@@ -51,7 +51,6 @@ class Row:
     """The set of rules that its source asks for, or an empty string."""
     copies: int
     """How often it is seen in an epoch."""
-    licence: str = ""
 
 
 class PartWriter:
@@ -162,7 +161,7 @@ class PartWriter:
             "is_conversation": [document.messages is not None for document in documents],
             "kind": [row.kind for row in rows],
             "rules": [row.rules for row in rows],
-            "licence": [row.licence for row in rows],
+            "licence": [str(document.fields.get("licence") or "") for document in documents],
             "copies": [row.copies for row in rows],
             "position": [split_position(document, seed, key) for document, key in by_exact],
             "bytes": [len(document.text.encode("utf-8", "replace")) for document in documents],
@@ -206,6 +205,4 @@ def _parted(rows: Iterable[Row], most_chars: int) -> Iterator[list[Row]]:
 
 def _line(row: Row, language: str) -> bytes:
     value = row.document.to_json() | {"language": language}
-    if row.licence and "licence" not in row.document.fields:
-        value["licence"] = row.licence
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"

@@ -104,7 +104,7 @@ def _read(task: Task, config: DataConfig, problems: Problems) -> Iterator[Row]:
         for document in documents:
             document, private = cleaned(document, config, of_web)
             times = copies(file, document.id)
-            yield Row(document, private, file.kind, of_web, file.rules, times, file.licence)
+            yield Row(document, private, file.kind, of_web, file.rules, times)
 
 
 def copies(file: InputFile, document: str) -> int:

@@ -95,7 +95,7 @@ def _cut_rows(folder: Path, key: str, offset: int, config: DataConfig) -> Iterat
     repeated = np.load(folder / REPEATED)
     hashes, first_owners = repeated["hashes"], repeated["owners"]
     table = read_table(folder / f"{key}.arrow")
-    names = ("private", "kind", "rules", "copies", "licence")
+    names = ("private", "kind", "rules", "copies")
     known = zip(*(table.column(name).to_pylist() for name in names), strict=True)
     for first, documents in _read_batches(folder / f"{key}.jsonl"):
         spans = _Spans(documents, config.repeated_spans)
@@ -107,11 +107,11 @@ def _cut_rows(folder: Path, key: str, offset: int, config: DataConfig) -> Iterat
             goes = np.zeros(len(spans.hashes), bool)
         for i, document in enumerate(documents):
             cut = spans.without(i, goes)
-            private, kind, rules, copies, licence = next(known)
+            private, kind, rules, copies = next(known)
             if cut != document.text:
                 document = dataclasses.replace(document, text=cut, id=document_id(cut))
             of_web = rule_set(kind, rules, config) == "web"
-            yield Row(document, int(private), kind, of_web, rules, copies, licence)
+            yield Row(document, int(private), kind, of_web, rules, copies)
 
 
 class _Spans:
