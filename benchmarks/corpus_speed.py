@@ -305,7 +305,7 @@ def compared(ours: dict[str, dict[str, Any]], theirs: dict[str, str]) -> str:
 def _numbers_of(reason: str, rows: Sequence[dict[str, Any]]) -> tuple[str, str, int]:
     others = sum(row["language"] != "en" for row in rows)
     name = NUMBER_OF_REASON.get(reason, "")
-    values = [row[name] for row in rows if name and row[name] is not None]
+    values = [row[name] for row in rows if name and row[name] == row[name]]  # NaN: not asked for
     return name, spread(values, 2) if values else "", others
 
 
@@ -330,24 +330,26 @@ def measure_both(arguments: argparse.Namespace, folder: Path) -> str:
         print(f"  {name}: datatrove {seconds:.1f} s, ours {ours.seconds:.1f} s", flush=True)
         return theirs, ours
 
-    small_theirs, small = both("start", arguments.every * 5)
+    start_theirs, start = both("start", arguments.every * 5)
     rounds = [both(f"round_{number}", arguments.every) for number in range(arguments.repeats)]
+    totals = [theirs["stages"]["total"] for theirs, _ in rounds]
+    start_total = start_theirs["stages"]["total"]
     rows = []
-    for name, megabytes, seconds, cpu, least, least_megabytes, peak in (
+    for name, megabytes, seconds, cpu, start_megabytes, start_cpu, peak in (
         ("datatrove", rounds[0][0]["megabytes"],
-         [theirs["stages"]["total"]["seconds"] for theirs, _ in rounds],
-         [theirs["stages"]["total"]["cpu_seconds"] for theirs, _ in rounds],
-         small_theirs["stages"]["total"]["seconds"], small_theirs["megabytes"],
+         [total["seconds"] for total in totals], [total["cpu_seconds"] for total in totals],
+         start_theirs["megabytes"], start_total["cpu_seconds"],
          max(theirs["peak_megabytes"] for theirs, _ in rounds)),
-        ("cygnet", rounds[0][1].megabytes, [ours.seconds for _, ours in rounds],
-         [ours.cpu_seconds for _, ours in rounds], small.seconds, small.megabytes,
+        ("cygnet", rounds[0][1].megabytes,
+         [ours.seconds for _, ours in rounds], [ours.cpu_seconds for _, ours in rounds],
+         start.megabytes, start.cpu_seconds,
          max(peaks[0] for _, ours in rounds for peaks in ours.peaks.values())),
     ):  # fmt: skip
-        further = [(megabytes - least_megabytes) / (s - least) for s in seconds]
-        rows.append([name, f"{megabytes:.1f}", spread(seconds), spread(cpu), f"{least:.1f}",
-                     spread((megabytes / s for s in seconds), 3), spread(further, 3),
-                     f"{peak:.0f}"])  # fmt: skip
-    head = ["pipeline", "MB", "s", "s of CPU", "s on a fifth", "MB/s", "MB/s of the further MB",
+        further = [(each - start_cpu) / (megabytes - start_megabytes) for each in cpu]
+        rows.append([name, f"{megabytes:.1f}", spread(seconds),
+                     spread((megabytes / s for s in seconds), 3), spread(cpu),
+                     f"{start_cpu:.1f}", spread(further, 2), f"{peak:.0f}"])  # fmt: skip
+    head = ["pipeline", "MB", "s", "MB/s", "s of CPU", "of a fifth", "of a further MB",
             "peak MB (Pss)"]  # fmt: skip
     ratios = [theirs["stages"]["total"]["seconds"] / ours.seconds for theirs, ours in rounds]
     whole = [

@@ -103,7 +103,7 @@ def find(
         ids=np.array([row["id"] for row in rows]),
         sources=np.array(["set"] * len(rows)),
         exact=found.exact,
-        minhash=[found.minhash],
+        minhash=lambda first, last: found.minhash[first:last],
         thresholds=np.full(len(rows), threshold),
         edits=np.full(len(rows), edits),
     )

@@ -46,12 +46,16 @@ VERBS = {
         "raw files to clean documents, with a report of what was dropped (train-filter: learn what "
         "is good text from examples)",
         "cygnet.commands.data", "DataCommand", "data_command",
-        ("cygnet data --about", "cygnet data --data notes/ --out runs/mine/data"),
+        ("cygnet data --about", "cygnet data --rules",
+         "cygnet data --data notes/ --out runs/mine/data",
+         "cygnet data --data sources.yaml 'crawl/*.warc.gz' --corpus.evaluation exams.jsonl",
+         "cygnet data --out runs/mine/data --what-if gopher_min_words=30 c4_curly_bracket=off"),
     ),
     "tokenizer": Verb(
         "train a byte-level BPE tokenizer on clean documents",
         "cygnet.commands.tokenizer", "TokenizerCommand", "tokenizer_command",
-        ("cygnet tokenizer --data runs/mine/data --out runs/mine/tokenizer --vocab-size 8000",),
+        ("cygnet tokenizer --data runs/mine/data --out runs/mine/tokenizer --vocab-size 8000",
+         "cygnet tokenizer --data runs/mine/data --compare known/ --sweep 1000 2000 4000 8000"),
     ),
     "pretrain": Verb(
         "learn language from text",

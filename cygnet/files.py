@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import filecmp
 import hashlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -84,6 +85,33 @@ def folder_atomic(path: Path) -> Iterator[Path]:
         fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Make a folder and keep it from other processes that do the same; `waiting` is told of them.
+
+    The lock ends with the process, however that ends. Whoever holds it may take the folder away.
+    """
+    lock = _lock(folder, waiting)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: Path, waiting: Callable[[], None]) -> int:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists() and os.path.samestat(os.fstat(lock), os.stat(folder)):
+            return lock
+        os.close(lock)  # its holder finished, and took the folder away
 
 
 @contextlib.contextmanager

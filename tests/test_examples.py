@@ -61,7 +61,9 @@ COMMANDS = [
 
 
 def check_flags(verb: str, arguments: list[str]) -> None:
-    entry = cli.VERBS[verb]
+    entry = cli.SUBVERBS.get((verb, "".join(arguments[:1])))
+    arguments = arguments[1:] if entry else arguments
+    entry = entry or cli.VERBS[verb]
     command = getattr(importlib.import_module(entry.module), entry.settings)
     assert isinstance(parse(command, arguments, verb, entry.help, entry.examples), command)
 

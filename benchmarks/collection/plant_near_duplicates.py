@@ -242,9 +242,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put it in the place of the shipped")
     arguments = parser.parse_args()
     if not (arguments.gathered / "MANIFEST.tsv").exists():
-        print(
-            f"{arguments.gathered}: nothing here; first: python -m benchmarks.collection.gather"
-        )
+        print(f"{arguments.gathered}: nothing here; first: python -m benchmarks.collection.gather")
         return
     draw = random.Random(SEED)
     rows = list(plant(choose(pool(arguments.gathered, draw), draw), draw))

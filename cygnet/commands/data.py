@@ -63,8 +63,13 @@ def data_command(config: DataCommand) -> None:
         return
     work = parts_folder(config.out)
     if config.what_if:
-        found = what_if(DocumentTable.load(config.out, work), config.what_if)
-        print("\n".join(found.lines(config.data or _known_paths(work), config.out)))
+        table = DocumentTable.load(config.out, work)
+        if (known := _known_config(work)) is not None:  # what a manifest has the hashes of alone
+            used = {name: getattr(known, name) for name in ("evaluation", "quality_filter")}
+            table = dataclasses.replace(table, config=dataclasses.replace(table.config, **used))
+        found = what_if(table, config.what_if)
+        paths = config.data or (known.paths if known is not None else ())
+        print("\n".join(found.lines(paths, config.out)))
         return
     tokenizer = Tokenizer.load(config.tokenizer) if config.tokenizer else None
     out = prepare(corpus, config.out, config.scale)
@@ -76,12 +81,12 @@ def data_command(config: DataCommand) -> None:
         print("\n".join(_token_lines(counts)))
 
 
-def _known_paths(work: Path) -> Sequence[str]:
-    """Return the paths of the run that made a work folder, if it is there."""
+def _known_config(work: Path) -> DataConfig | None:
+    """Return the settings of the run that made a work folder, if it is there."""
     try:
-        return read_plan(work)[0].paths
+        return read_plan(work)[0]
     except (OSError, ValueError, KeyError, TypeError, UserError):
-        return ()
+        return None
 
 
 def _rule_lines(config: DataConfig) -> Iterator[str]:
@@ -99,9 +104,10 @@ def _rule_lines(config: DataConfig) -> Iterator[str]:
         cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]
         yield "  ".join([*cells, row[3]])
     yield ""
-    yield "A file is held to the rules of its kind: web pages and WARC to `web`, source code and"
-    yield "notebooks to `code`, all else to `basic`; --corpus.rules holds all to one of them, or to"
-    yield "`none`. The first rule that a document breaks is the reason it goes. Other thresholds:"
+    yield "A file is held to the rules of its kind: WARC to `web`, source code to `code`, all else"
+    yield "to `basic`; --corpus.rules holds all to one of them, or to `none`, which leaves what was"
+    yield "asked for by itself: languages, filters, evaluation sets. The first rule that a document"
+    yield "breaks is the reason it goes. Other thresholds:"
     yield "  --corpus.thresholds gopher_min_words=30 c4_curly_bracket=off"
     yield "  --what-if gopher_min_words=30     tries it on a finished folder, in seconds"
 

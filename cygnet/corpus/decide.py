@@ -6,10 +6,11 @@ pairs that may be near duplicates.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class Parts:
         import pyarrow
 
         self._folder, self._keys = folder, keys
+        self._open = lru_cache(maxsize=64)(partial(np.load, mmap_mode="r"))
         tables = [read_table(folder / f"{key}.arrow") for key in keys]
         self.offsets = np.cumsum([0, *(table.num_rows for table in tables)])
         filled = [table for table in tables if table.num_rows]
@@ -64,9 +66,9 @@ class Parts:
         assert self.table is not None
         return self.table.column(name).to_numpy()
 
-    def arrays(self, suffix: str) -> list[NDArray[Any]]:
-        """Return each part's own array, on disk."""
-        return [np.load(self._folder / f"{key}.{suffix}", mmap_mode="r") for key in self._keys]
+    def array(self, part: int, suffix: str) -> NDArray[Any]:
+        """Return a part's own array, on disk; few are open at a time."""
+        return self._open(self._folder / f"{self._keys[part]}.{suffix}")
 
     def document(self, number: int) -> Document:
         """Read one document."""
@@ -75,14 +77,9 @@ class Parts:
             file.seek(int(self._starts[number]))
             return Document.from_json(json.loads(file.readline()))
 
-    @property
+    @cached_property
     def _starts(self) -> NDArray[np.int64]:
-        return _starts_of(self)
-
-
-@lru_cache(maxsize=2)
-def _starts_of(parts: Parts) -> NDArray[np.int64]:
-    return parts.column("start")
+        return self.column("start")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +150,15 @@ def _duplicates(
 ) -> dict[int, Duplicate]:
     """Return the duplicates among some documents, by their numbers among all."""
     bounds = np.searchsorted(numbers, parts.offsets)
-    minhash = [
-        values[:, numbers[first:last] - offset]
-        for values, first, last, offset in zip(
-            parts.arrays("npy"), bounds[:-1], bounds[1:], parts.offsets, strict=False
-        )
-    ]
+
+    def minhash(first: int, last: int) -> NDArray[np.uint32]:
+        """Read some rows, a part at a time: all of them take 512 bytes a document."""
+        columns = []
+        for part, (start, stop) in enumerate(itertools.pairwise(bounds.tolist())):
+            rows = parts.array(part, "npy")[first:last]
+            columns.append(rows[:, numbers[start:stop] - parts.offsets[part]])
+        return np.concatenate(columns, axis=1)
+
     is_conversation = parts.column("is_conversation")[numbers]
     threshold = config.near_duplicate_threshold
     entries = Entries(
@@ -171,7 +171,6 @@ def _duplicates(
         edits=np.where(is_conversation, 0.0, config.near_duplicate_edits),
     )
 
-    words = parts.arrays("words.npy")
     ends = parts.column("num_words").cumsum()
     begins = np.concatenate([[0], ends[:-1]])
 
@@ -181,7 +180,7 @@ def _duplicates(
         part = int(np.searchsorted(parts.offsets, document, side="right")) - 1
         origin = begins[parts.offsets[part]]
         span = slice(begins[document] - origin, ends[document] - origin)
-        return Compared.of_words(np.array(words[part][span]))
+        return Compared.of_words(np.array(parts.array(part, "words.npy")[span]))
 
     with progress("de-duplicate", len(numbers)) as advance:
         found = find_duplicates(entries, limit, compared, advance)
@@ -199,7 +198,8 @@ def _heldout_overlap(
     """Return how many sampled runs of words of each training document stand in held-out ones."""
     counts = parts.column("phrases")
     owners = np.repeat(np.arange(len(parts)), counts)
-    phrases = np.concatenate(parts.arrays("phrases.npy"))
+    num_parts = len(parts.offsets) - 1
+    phrases = np.concatenate([parts.array(part, "phrases.npy") for part in range(num_parts)])
     held = np.unique(phrases[is_heldout[owners]])
     overlap = np.zeros(len(parts), np.float32)
     if not len(held):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,8 +225,8 @@ class Entries:
     sources: NDArray[Any]
     exact: NDArray[Any]
     """`Fingerprints.exact`."""
-    minhash: Sequence[Values]
-    """`Fingerprints.minhash` of some documents after another; may lie on disk."""
+    minhash: Callable[[int, int], Values]
+    """Gives the rows from one to another of all documents' `Fingerprints.minhash`."""
     thresholds: NDArray[np.float64]
     """The least similarity at which each is a near duplicate; of a pair, the higher one counts."""
     edits: NDArray[np.float64]
@@ -284,46 +284,52 @@ class _Search:
     ) -> None:
         self._entries, self._compared, self._heldout_below = entries, compared, heldout_below
         self._order = np.lexsort((entries.sources, entries.ids, entries.positions))
+        self._rank = np.empty(len(self._order), np.int64)
+        self._rank[self._order] = np.arange(len(self._order))
         self._floors = entries.floors[self._order]
         self._found: dict[int, Duplicate] = {}
 
     def run(self, advance: Callable[[], None]) -> dict[int, Duplicate]:
         exact = np.ascontiguousarray(self._entries.exact)[self._order]
-        is_repeated = _occurs_twice(exact.view(np.uint64)[::2])
-        lower, higher = self._likely_pairs()
+        first_of = _first_of(exact.view(np.uint64).reshape(-1, 2))
+        is_first = first_of == np.arange(len(exact))
+        lower, higher = self._likely_pairs(is_first)
         begins = np.searchsorted(higher, np.arange(len(exact) + 1))
-        asked = np.flatnonzero(is_repeated | (np.diff(begins) > 0))
-        for _ in range(len(exact) - len(asked)):
+        asked = np.flatnonzero(np.diff(begins) > 0)
+        for _ in range(int(is_first.sum()) - len(asked)):
             advance()
         is_kept = np.ones(len(exact), bool)
-        first_with: dict[bytes, int] = {}
         for rank in asked.tolist():
             advance()
-            key = exact[rank].tobytes()
-            if key in first_with:
-                self._add(rank, first_with[key], "exact_duplicate", 1.0)
-                is_kept[rank] = False
-                continue
             others = lower[begins[rank] : begins[rank + 1]]
-            if self._is_near(rank, others[is_kept[others]]):
-                is_kept[rank] = False
-            else:
-                first_with[key] = rank
+            is_kept[rank] = not self._is_near(rank, others[is_kept[others]])
+        for rank in np.flatnonzero(~is_first).tolist():
+            advance()
+            first = int(first_of[rank])
+            if is_kept[first]:
+                self._add(rank, first, "exact_duplicate", 1.0)
+            else:  # it repeats what its first copy repeats
+                near = self._found[int(self._order[first])]
+                self._add(rank, int(self._rank[near.of]), "near_duplicate", near.similarity)
         return self._found
 
-    def _likely_pairs(self) -> tuple[Ints, Ints]:
-        """Return the ranks of pairs estimated to be near enough, by the higher, then the lower."""
+    def _likely_pairs(self, is_first: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+        """Return the ranks of pairs estimated to be near enough, by the higher, then the lower.
+
+        Of equal documents the first alone is looked at.
+        """
         count = len(self._order)
+        ranks = np.flatnonzero(is_first)
         rows, num_bands = bands(self._entries.least_similarity)
-        pairs = [np.empty(0, np.int64)]
+        found = np.empty(0, np.int64)
         for band in range(num_bands):
-            values = [part[band * rows : (band + 1) * rows] for part in self._entries.minhash]
-            keys = _band_key(np.concatenate(values, axis=1))[self._order]
-            pairs.append(_equal_pairs(keys))
-        found = _unique(np.concatenate(pairs))
-        higher, lower = np.divmod(found, count)
+            values = self._entries.minhash(band * rows, (band + 1) * rows)
+            keys = _band_key(values[:, self._order[ranks]])
+            higher, lower = np.divmod(_equal_pairs(keys), max(len(ranks), 1))
+            found = _unique(np.concatenate([found, ranks[higher] * count + ranks[lower]]))
+        higher, lower = np.divmod(found, max(count, 1))
         involved = _unique(np.concatenate([lower, higher]))
-        sketch = _sketch(self._entries.minhash, self._order[involved])
+        sketch = self._sketch(self._order[involved])
         at = np.searchsorted(involved, lower), np.searchsorted(involved, higher)
         floors = np.maximum(self._floors[lower], self._floors[higher])
         likely = np.empty(len(found), bool)
@@ -332,6 +338,14 @@ class _Search:
             estimates = (sketch[at[0][chosen]] == sketch[at[1][chosen]]).sum(axis=1) / NUM_HASHES
             likely[chosen] = estimates >= floors[chosen] - MARGIN
         return lower[likely], higher[likely]
+
+    def _sketch(self, numbers: Ints) -> NDArray[np.uint8]:
+        """Return (documents, `NUM_HASHES`), the low bytes of some documents' values."""
+        sketch = np.empty((len(numbers), NUM_HASHES), np.uint8)
+        for first in range(0, NUM_HASHES, HASHES_AT_ONCE):
+            values = self._entries.minhash(first, first + HASHES_AT_ONCE)
+            sketch[:, first : first + HASHES_AT_ONCE] = (values[:, numbers] & 0xFF).T
+        return sketch
 
     def _is_near(self, rank: int, others: Ints) -> bool:
         if not len(others):
@@ -360,13 +374,14 @@ class _Search:
         self._found[number] = Duplicate(reason, kept, similarity)
 
 
-def _occurs_twice(keys: Hashes) -> NDArray[np.bool_]:
-    order = np.argsort(keys, kind="stable")
-    same = keys[order[1:]] == keys[order[:-1]]
-    twice = np.zeros(len(keys), bool)
-    twice[order[1:][same]] = True
-    twice[order[:-1][same]] = True
-    return twice
+def _first_of(keys: Hashes) -> Ints:
+    """Return of each row of (documents, 2) the number of the first row that is equal."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable, so the first of equal ones comes first
+    begins = np.ones(len(keys), bool)
+    begins[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    first = np.empty(len(keys), np.int64)
+    first[order] = order[np.flatnonzero(begins)][np.cumsum(begins) - 1]
+    return first
 
 
 def _band_key(values: Values) -> Hashes:
@@ -393,15 +408,3 @@ def _equal_pairs(keys: Hashes) -> Ints:
         at = at[at - first_of[at] > distance]  # nearer than the first, which is paired already
         pairs.append(order[at] * len(keys) + order[at - distance])
     return np.concatenate(pairs)
-
-
-def _sketch(parts: Sequence[Values], numbers: Ints) -> NDArray[np.uint8]:
-    """Return (documents, `NUM_HASHES`), the low bytes of some documents' values."""
-    offsets = np.cumsum([0, *(part.shape[1] for part in parts)])
-    result = np.empty((len(numbers), NUM_HASHES), np.uint8)
-    owner = np.searchsorted(offsets, numbers, side="right") - 1
-    for i, part in enumerate(parts):
-        places = np.flatnonzero(owner == i)
-        if len(places):
-            result[places] = (part[:, numbers[places] - offsets[i]] & 0xFF).astype(np.uint8).T
-    return result

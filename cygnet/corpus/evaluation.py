@@ -14,17 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cygnet.corpus.clean.normalize import normalize
 from cygnet.corpus.clean.words import Hashes, Ints, TextBatch
-from cygnet.corpus.read.find import find_files
+from cygnet.corpus.cleaning import Cleaner
+from cygnet.corpus.document import Document
+from cygnet.corpus.read.find import InputFile, find_files
 from cygnet.corpus.read.problems import Problems
 from cygnet.corpus.read.readers import read_file
+from cygnet.corpus.settings import DataConfig
 from cygnet.errors import UserError
 from cygnet.files import read_json, write_json
 from cygnet.progress import say, track
 
 RUN_WORDS = 13
 SHORT_WORDS = 8
+TEXT_FIELDS = ("question", "query", "problem", "prompt", "premise", "sentence", "input")
 NAMES, HASHES = "evaluation.json", "evaluation.npz"
 
 
@@ -75,17 +78,20 @@ class EvaluationSet:
         )
 
 
-def read_evaluation(paths: Sequence[str]) -> EvaluationSet:
-    """Read evaluation sets, files of any kind that is read; every text of every row is an item.
+def read_evaluation(config: DataConfig) -> EvaluationSet:
+    """Read the evaluation sets of some settings; every text of every row is an item.
+
+    Items are cleaned as documents are, or they would not be found in them.
 
     Raises:
         UserError: a path is wrong, or no item is long enough to be recognised.
     """
     items: list[str] = []
     texts: list[str] = []
-    for source, text in track(_texts(paths), "evaluation sets"):
+    cleaner = Cleaner(config)
+    for source, text in track(_texts(config.evaluation), "evaluation sets"):
         items.append(source)
-        texts.append(normalize(text))
+        texts.append(cleaner.text(text))
     batch = TextBatch(texts or [""])
     num_words = np.diff(batch.word_offsets)
     hashes: dict[int, Hashes] = {}
@@ -102,8 +108,8 @@ def read_evaluation(paths: Sequence[str]) -> EvaluationSet:
     num_short = int((num_words < SHORT_WORDS).sum())
     if num_short == len(batch):
         raise UserError(
-            f"{', '.join(paths)}: no item of {SHORT_WORDS} words or more, so none can be "
-            "recognised; give the file that holds the questions' text"
+            f"{', '.join(config.evaluation)}: no item of {SHORT_WORDS} words or more, so none can "
+            "be recognised; give the file that holds the questions' text"
         )
     if num_short:
         say(
@@ -116,10 +122,24 @@ def read_evaluation(paths: Sequence[str]) -> EvaluationSet:
 def _texts(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
     problems = Problems()
     for file in find_files(paths, problems):
-        for document in read_file(file, problems):
-            yield document.source, document.text
+        for document in _rows(file, problems):
+            for message in document.messages or ({"content": document.text},):
+                if isinstance(content := message.get("content"), str):
+                    yield document.source, content
             for name, value in document.fields.items():
                 if isinstance(value, str) and name != "title":
                     yield document.source, value
     for line in problems.lines():
         say(f"data: evaluation sets: {line}")
+
+
+def _rows(file: InputFile, problems: Problems) -> list[Document]:
+    """Return a file's rows, whose text may be in a field that only such sets have."""
+    refused: UserError | None = None
+    for name in ("", *TEXT_FIELDS):
+        try:
+            return list(read_file(file, problems, text_field=name))
+        except UserError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused

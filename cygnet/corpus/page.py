@@ -22,7 +22,7 @@ from cygnet.corpus.decide import REASONS
 from cygnet.corpus.facts import Share
 from cygnet.corpus.markup import size
 from cygnet.corpus.page_rules import rule_sections
-from cygnet.corpus.read.problems import FILE, LOST, MENDED, Problems
+from cygnet.corpus.read.problems import FILE, LOST, MENDED, Problems, deed
 from cygnet.corpus.table import KEPT, Category, DocumentTable
 from cygnet.files import write_atomic
 
@@ -365,14 +365,15 @@ def _problems(problems: Problems) -> Iterator[str]:
     if not problems.kinds:
         yield "<p>None.</p>\n"
     for kind, problem in sorted(problems.kinds.items()):
-        deed = "left out" if kind in LOST else "mended"
         shown = "".join(
             f'<div class="sample">{markup.text(place, 300)}</div>\n' for place in problem.examples
         )
         more = len(problem.places) - len(problem.examples)
         if more > 0:
             shown += markup.note(f"and {more:,} more, see {FILE}")
-        yield markup.fold(f"{problem.count:,} × {kind}", f"{deed}: {(LOST | MENDED)[kind]}", shown)
+        yield markup.fold(
+            f"{problem.count:,} × {kind}", f"{deed(kind)}: {(LOST | MENDED)[kind]}", shown
+        )
 
 
 def _cost(table: DocumentTable, cost: Mapping[str, Any]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cygnet.corpus.clean.harm import harmful_share
 from cygnet.corpus.clean.language import languages
-from cygnet.corpus.clean.measure import measure
+from cygnet.corpus.clean.measure import OF_ALL, measure
 from cygnet.corpus.clean.quality import QualityModel
 from cygnet.corpus.clean.words import TextBatch
 from cygnet.corpus.dedup import Fingerprints, comparable, fingerprints
@@ -91,6 +91,8 @@ class PartWriter:
             write_json(temporary("problems.json"), problems.to_state())
             table = pyarrow.concat_tables(self._tables) if self._tables else pyarrow.table({})
             options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+            sizes = {name: str(temporary(name).stat().st_size) for name in names[:-1]}
+            table = table.replace_schema_metadata(sizes)
             with pyarrow.ipc.new_file(temporary("arrow"), table.schema, options=options) as writer:
                 writer.write_table(table)
             for name in names:
@@ -122,7 +124,9 @@ class PartWriter:
         texts = [row.document.text for row in rows]
         words = TextBatch(texts)
         numbers: dict[str, NDArray[Any]] = {}
-        numbers |= measure(words, spoken, any(row.of_web for row in rows))
+        of_web = np.array([row.of_web for row in rows])
+        for name, values in measure(words, spoken, bool(of_web.any())).items():
+            numbers[name] = values if name in OF_ALL else np.where(of_web, values, np.nan)
         numbers["harmful"] = harmful_share(words)
         numbers["private"] = np.array([row.private for row in rows])
         if self._config.languages:
@@ -130,11 +134,12 @@ class PartWriter:
             numbers["wanted_language"] = np.array(wanted)
         if self._quality is not None:
             numbers["quality"] = self._quality.scores(words)
-        if self._evaluation is not None:
-            counts, by = self._evaluation.found_in(words)
-            numbers["contaminated"], numbers["contaminated_by"] = counts, np.array(by, object)
         compared = [comparable(row.document) for row in rows]
-        return numbers, fingerprints(words if compared == texts else TextBatch(compared))
+        whole = words if compared == texts else TextBatch(compared)
+        if self._evaluation is not None:
+            counts, by = self._evaluation.found_in(whole)
+            numbers["contaminated"], numbers["contaminated_by"] = counts, np.array(by, object)
+        return numbers, fingerprints(whole)
 
     def _add(
         self,
@@ -178,6 +183,19 @@ class PartWriter:
         self._minhash += [found.minhash for found in prints]
         self._phrases += [found.phrases for found in prints]
         self._words += [found.words for found in prints]
+
+
+def is_whole(folder: Path, key: str) -> bool:
+    """Say whether a part is there with all its files; a power cut may leave some of them short."""
+    path = folder / f"{key}.arrow"
+    try:
+        sizes = read_table(path).schema.metadata or {}
+        return all(
+            (folder / f"{key}.{name.decode()}").stat().st_size == int(size)
+            for name, size in sizes.items()
+        )
+    except (OSError, ValueError):  # pyarrow's own errors are ValueErrors
+        return False
 
 
 def read_table(path: Path) -> Any:

@@ -7,28 +7,40 @@ folder beside the data folder is found again by the next run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import cygnet
 from cygnet.corpus import builtin
 from cygnet.corpus.decide import Decision, Parts, decide, nothing_left
 from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.corpus.evaluation import read_evaluation
+from cygnet.corpus.manifest import (
+    COST,
+    HASHES,
+    NUMBERS,
+    OUTPUTS,
+    REMOVED,
+    environment,
+    hashes_of,
+    make_manifest,
+    what_changed,
+)
 from cygnet.corpus.page import PAGE, write_page
 from cygnet.corpus.parts import Task, read_plan, task_key, write_plan
 from cygnet.corpus.read.find import InputFile, find_files
 from cygnet.corpus.read.kinds import READABLE
 from cygnet.corpus.read.problems import FILE as PROBLEMS_FILE
-from cygnet.corpus.read.problems import Problems
+from cygnet.corpus.read.problems import PASSING, Problems
 from cygnet.corpus.read.slices import slices
 from cygnet.corpus.repeated import take_out_repeated
 from cygnet.corpus.report import Tally, removed_rows
@@ -40,19 +52,15 @@ from cygnet.files import (
     JsonlWriter,
     digest_of,
     folder_atomic,
-    read_json,
+    locked_folder,
     sha256_file,
     write_atomic,
     write_json,
 )
 from cygnet.progress import say
 
-FORMAT_VERSION = 3
-NUMBERS, REMOVED, COST = "numbers.parquet", "removed.jsonl.zst", "cost.json"
-OUTPUTS = (TRAIN, HELDOUT, NUMBERS, REMOVED, "report.json", "report.md", PROBLEMS_FILE)
 MAX_TASK_FILES = 2_000
 ALONE_BYTES = 256 << 20
-HASHES = "inputs.json"
 
 
 def prepare(config: DataConfig, out: Path, scale: ScaleConfig | None = None) -> Path:
@@ -71,27 +79,57 @@ def prepare(config: DataConfig, out: Path, scale: ScaleConfig | None = None) -> 
         raise UserError(f"{', '.join(config.paths)}: no file to read there; {_first_of(problems)}")
     if not config.paths:
         files = [InputFile(p, f"builtin/{p.name}", "", "builtin") for p in builtin.builtin_files()]
-    scale = scale or ScaleConfig()
-    if scale.executor != "local":  # other machines start in other folders
-        files = [dataclasses.replace(file, path=file.path.absolute()) for file in files]
+    # Processes of other machines start in other folders.
+    files = [dataclasses.replace(file, path=file.path.absolute()) for file in files]
+    if config.quality_filter:
+        config = dataclasses.replace(config, quality_filter=os.path.abspath(config.quality_filter))
     work = parts_folder(out)
-    hashes, states = _hashes(files, work)
-    manifest = _manifest(config, files, hashes)
-    changed = _what_changed(out, manifest)
+    with _working(work):
+        return _prepare(config, out, scale or ScaleConfig(), problems, work, files)
+
+
+@contextlib.contextmanager
+def _working(work: Path) -> Iterator[None]:
+    """Keep other processes out of a work folder; leave it only where something in it is finished.
+
+    Raises:
+        UserError: something could not be written.
+    """
+    waiting = f"{work}: another process works there; waiting for it"
+    try:
+        work.parent.mkdir(parents=True, exist_ok=True)
+        with locked_folder(work, lambda: say(waiting)):
+            try:
+                yield
+            finally:
+                is_used = any(work.glob("*.arrow")) or (work / "slurm").exists()
+                if work.exists() and not is_used:
+                    shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"{work}: could not be written ({error}); make room or mend that, and start again: "
+            "what was read stays"
+        ) from error
+
+
+def _prepare(
+    config: DataConfig,
+    out: Path,
+    scale: ScaleConfig,
+    problems: Problems,
+    work: Path,
+    files: Sequence[InputFile],
+) -> Path:
+    hashes, states = hashes_of(files, work)
+    manifest = make_manifest(config, files, hashes)
+    changed = what_changed(out, manifest)
     if not changed:
         say(f"data: up to date, nothing to do ({out})")
         return out
     if changed != ["new"]:
         say(f"data: made again, for {'; '.join(changed)}")
-    was_there = work.exists()
-    work.mkdir(parents=True, exist_ok=True)
     write_json(work / HASHES, states)
-    try:
-        tally = _Preparation(config, scale, problems, work, out).run(files, hashes, manifest)
-    except UserError:
-        if not was_there:
-            shutil.rmtree(work, ignore_errors=True)
-        raise
+    tally = _Preparation(config, scale, problems, work, out).run(files, hashes, manifest)
     _say_outcome(tally, problems, out)
     return out
 
@@ -104,119 +142,6 @@ def parts_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.parts")
 
 
-def _hashes(files: Sequence[InputFile], work: Path) -> tuple[dict[str, str], dict[str, list[Any]]]:
-    """Return the hash of each file by its place, and what the next run needs to know them by.
-
-    A file of the size and time that it had at the last run is not read for it.
-    """
-    known = read_json(work / HASHES)
-    hashes: dict[str, str] = {}
-    states: dict[str, list[Any]] = {}
-    for file in files:
-        if file.url:
-            hashes[file.place] = file.version or f"{file.size}"
-            continue
-        try:
-            status = file.path.stat()
-            state = [status.st_size, status.st_mtime_ns]
-            before = known.get(file.place, [])
-            digest = before[2] if before[:2] == state else sha256_file(file.path)
-        except OSError:
-            hashes[file.place] = ""  # reading it will say what is wrong
-            continue
-        hashes[file.place], states[file.place] = digest, [*state, digest]
-    return hashes, states
-
-
-def _manifest(
-    config: DataConfig, files: Sequence[InputFile], hashes: dict[str, str]
-) -> dict[str, Any]:
-    settings = json.loads(json.dumps(dataclasses.asdict(config)))
-    # What these files hold counts; where they lie does not.
-    for name in ("paths", "evaluation", "quality_filter"):
-        del settings[name]
-    return {
-        "made_by": "cygnet data",
-        "format_version": FORMAT_VERSION,
-        "cygnet_version": cygnet.__version__,
-        "settings": settings,
-        "uses": _used_files(config),
-        "inputs": [
-            {
-                "path": file.source,
-                "domain": file.domain,
-                "bytes": file.num_bytes(),
-                "sha256": hashes[file.place],
-                **{
-                    name: value
-                    for name in ("licence", "weight", "epochs", "rules", "text_field")
-                    if (value := getattr(file, name)) not in ("", 1.0)
-                },
-            }
-            for file in files
-        ],
-    }
-
-
-def _used_files(config: DataConfig) -> dict[str, str]:
-    """Return the hashes of the files that are not learnt but used: evaluation sets, filters."""
-    used = {}
-    if config.evaluation:
-        for file in find_files(config.evaluation, Problems()):
-            used[file.source] = file.version if file.url else sha256_file(file.path)
-    if config.quality_filter:
-        filter_path = Path(config.quality_filter)
-        files = sorted(filter_path.rglob("*")) if filter_path.is_dir() else [filter_path]
-        used |= {file.name: sha256_file(file) for file in files if file.is_file()}
-    return used
-
-
-def _what_changed(out: Path, wanted: dict[str, Any]) -> list[str]:
-    """Return what differs from the manifest in `out`: nothing, `new`, or each change."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return ["new"]
-    try:
-        found = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-        ours = found["made_by"] == wanted["made_by"]
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise UserError(f"{out}: exists and was not made by cygnet data; choose another --out")
-    changes = [
-        f"{name} was {found.get(name)}, is {wanted[name]}"
-        for name in ("cygnet_version", "format_version")
-        if found.get(name) != wanted[name]
-    ]
-    old, new = found.get("settings", {}), wanted["settings"]
-    changes += [
-        f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-    old, new = found.get("uses", {}), wanted["uses"]
-    changes += [f"{n} changed" for n in sorted(old.keys() | new.keys()) if old.get(n) != new.get(n)]
-    changes += _changed_inputs(found.get("inputs", []), wanted["inputs"])
-    outputs = found.get("outputs", {})
-    for name in OUTPUTS:
-        path = out / name
-        if not path.is_file() or sha256_file(path) != outputs.get(name):
-            changes.append(f"{name} is missing or was changed")
-    return changes
-
-
-def _changed_inputs(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
-    if old == new:
-        return []
-    before = {entry["path"]: entry for entry in old}
-    after = {entry["path"]: entry for entry in new}
-    changes = [f"{path} is new" for path in after if path not in before]
-    changes += [f"{path} is gone" for path in before if path not in after]
-    changes += [f"{p} changed" for p in after if p in before and before[p] != after[p]]
-    changes = changes or ["the files come in another order"]
-    more = [f"{len(changes) - 3} more"] if len(changes) > 3 else []
-    return changes[:3] + more
-
-
 def make_tasks(
     files: Sequence[InputFile], hashes: dict[str, str], config: DataConfig, uses: str = ""
 ) -> list[Task]:
@@ -225,7 +150,7 @@ def make_tasks(
     Borders between files are set by their names as by their sizes, so that a new file changes few
     pieces. `uses` is a hash of what else is read.
     """
-    version = f"{cygnet.__version__}.{FORMAT_VERSION}.{uses}"
+    version = digest_of([environment(), uses])
     most = int(config.part_mb * 1e6)
     tasks: list[Task] = []
     group: list[InputFile] = []
@@ -257,8 +182,6 @@ def make_tasks(
 
 def hash_of_name(name: str) -> int:
     """Return a number that depends on a name alone."""
-    import hashlib
-
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "replace")).digest()[:4], "big")
 
 
@@ -272,6 +195,7 @@ class _Preparation:
         self._work, self._out = work, out
         self._cost: dict[str, float] = {}
         self._since = time.monotonic()
+        self._passing: list[str] = []  # parts whose files may be read better another time
 
     def run(
         self, files: Sequence[InputFile], hashes: dict[str, str], manifest: dict[str, Any]
@@ -279,18 +203,22 @@ class _Preparation:
         """Make the data folder; return the counts."""
         config, work = self._config, self._work
         if config.evaluation:
-            read_evaluation(config.evaluation).save(work)
+            read_evaluation(config).save(work)
         tasks = make_tasks(files, hashes, config, digest_of(manifest["uses"]))
         write_plan(work, config, tasks)
-        run_tasks("cygnet.corpus.parts:make_part", work, len(tasks), self._scale, "read")
-        self._took("read")
         keys = [task.key for task in tasks]
+        make = "cygnet.corpus.parts:make_part"
+        run_tasks(make, work, len(tasks), self._scale, "read", digest_of(keys))
+        self._took("read")
         if config.repeated_spans != "keep":
             keys = take_out_repeated(work, keys, self._scale)
             self._took("take out repeated spans")
         for key in keys:
             state = json.loads((work / f"{key}.problems.json").read_text(encoding="utf-8"))
-            self._problems.merge(Problems.from_state(state))
+            found = Problems.from_state(state)
+            self._problems.merge(found)
+            if any(found.count(kind) for kind in PASSING):
+                self._passing.append(key)
         parts = Parts(work, keys)
         if not len(parts):
             where = ", ".join(config.paths)
@@ -337,7 +265,8 @@ class _Preparation:
         scale = self._scale
         if scale.executor == "local" and parts.column("length").sum() < ALONE_BYTES:
             scale = ScaleConfig(workers=1)  # it is written before other processes have started
-        run_tasks("cygnet.corpus.pipeline:write_part", work, len(keys), scale, "write")
+        of = digest_of([list(keys), hashlib.sha256(sides.tobytes()).hexdigest()])
+        run_tasks("cygnet.corpus.pipeline:write_part", work, len(keys), scale, "write", of)
         with folder_atomic(self._out) as folder:
             for name in (TRAIN, HELDOUT):
                 with open(folder / name, "wb") as file:
@@ -352,6 +281,7 @@ class _Preparation:
             with JsonlWriter(folder / PROBLEMS_FILE) as writer:
                 for row in self._problems.rows():
                     writer.write(row)
+            manifest["incomplete"] = any(self._problems.count(kind) for kind in PASSING)
             manifest["outputs"] = {name: sha256_file(folder / name) for name in OUTPUTS}
             write_json(folder / "manifest.json", manifest)
             self._took("write")
@@ -367,6 +297,7 @@ class _Preparation:
             shutil.rmtree(self._work)
             return
         wanted = {task.key for task in read_plan(self._work)[1]} | set(keys)
+        wanted -= set(self._passing)
         for path in self._work.iterdir():
             if path.is_dir():
                 continue

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cygnet.corpus.clean.normalize import normalize
 from cygnet.corpus.clean.words import Hashes, Ints, TextBatch
 from cygnet.corpus.document import Document, document_id
-from cygnet.corpus.part_writer import BATCH_CHARS, PartWriter, Row, read_table
+from cygnet.corpus.part_writer import BATCH_CHARS, PartWriter, Row, is_whole, read_table
 from cygnet.corpus.parts import read_plan, rule_set
 from cygnet.corpus.read.problems import Problems
 from cygnet.corpus.scale import ScaleConfig, run_tasks
@@ -41,7 +41,7 @@ def take_out_repeated(work: Path, keys: Sequence[str], scale: ScaleConfig) -> li
     config, _ = read_plan(work)
     write_json(work / JOBS, {"from": list(keys)})
     run_tasks("cygnet.corpus.repeated:find_spans", work, len(keys), scale, "find repeated spans")
-    spans = [np.load(work / f"{key}.spans.npy") for key in keys]
+    spans = [np.load(work / f"{key}.{config.repeated_spans}.spans.npy") for key in keys]
     offsets = np.cumsum([0, *(int(part["document"].max(initial=-1)) + 1 for part in spans)])
     hashes = np.concatenate([part["hash"] for part in spans])
     owners = np.concatenate(
@@ -52,7 +52,8 @@ def take_out_repeated(work: Path, keys: Sequence[str], scale: ScaleConfig) -> li
     counts = np.diff(begins, append=len(order))
     often = begins[counts >= config.repeated_in]
     np.savez(work / REPEATED, hashes=hashes[order[often]], owners=owners[order[often]])
-    digest = digest_of([hashes[order[often]].tolist(), owners[order[often]].tolist()])
+    repeated = hashes[order[often]].tolist(), owners[order[often]].tolist()
+    digest = digest_of([config.repeated_spans, MIN_CHARS, *repeated])
     new = [digest_of([key, digest])[:24] for key in keys]
     write_json(work / JOBS, {"from": list(keys), "to": new, "offsets": offsets.tolist()})
     run_tasks("cygnet.corpus.repeated:cut_part", work, len(keys), scale, "take out")
@@ -63,7 +64,7 @@ def find_spans(folder: Path, number: int) -> None:
     """Write the hashes of a part's lines or paragraphs, each once a document."""
     config, _ = read_plan(folder)
     key = json.loads((folder / JOBS).read_text(encoding="utf-8"))["from"][number]
-    out = folder / f"{key}.spans.npy"
+    out = folder / f"{key}.{config.repeated_spans}.spans.npy"
     if out.exists():
         return
     hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
@@ -84,7 +85,7 @@ def cut_part(folder: Path, number: int) -> None:
     config, _ = read_plan(folder)
     jobs = json.loads((folder / JOBS).read_text(encoding="utf-8"))
     key, new = jobs["from"][number], jobs["to"][number]
-    if (folder / f"{new}.arrow").exists():
+    if is_whole(folder, new):
         return
     state = json.loads((folder / f"{key}.problems.json").read_text(encoding="utf-8"))
     rows = _cut_rows(folder, key, jobs["offsets"][number], config)

@@ -12,7 +12,7 @@ from cygnet.corpus import dedup, facts
 from cygnet.corpus.clean.rules import BY_NAME, Rule
 from cygnet.corpus.decide import REASONS, Decision, Parts
 from cygnet.corpus.facts import Count
-from cygnet.corpus.read.problems import FILE, LOST, MENDED, Problems
+from cygnet.corpus.read.problems import FILE, LOST, MENDED, Problems, deed
 from cygnet.corpus.settings import DataConfig
 from cygnet.corpus.table import KEPT, DocumentTable
 
@@ -255,8 +255,7 @@ def _problem_lines(problems: Problems) -> Iterator[str]:
     if not problems.kinds:
         yield "None."
     for kind, problem in sorted(problems.kinds.items()):
-        what = "left out" if kind in LOST else "mended"
-        yield f"- {kind} ({(LOST | MENDED)[kind]}), {what}: {problem.count:,}"
+        yield f"- {kind} ({(LOST | MENDED)[kind]}), {deed(kind)}: {problem.count:,}"
         yield from (f"  - {_cell(example)}" for example in problem.examples)
         more = len(problem.places) - len(problem.examples)
         if more:

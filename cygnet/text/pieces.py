@@ -10,7 +10,6 @@ The work folder of `out` is `.NAME.work` beside it: `job.json` says what the pie
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import queue
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
 from cygnet.errors import UserError
-from cygnet.files import open_bytes, read_json, write_atomic, write_json
+from cygnet.files import locked_folder, open_bytes, read_json, write_atomic, write_json
 from cygnet.progress import progress, say
 from cygnet.text.tokenizer import Tokenizer
 
@@ -130,22 +129,20 @@ def working(out: Path, tokenizer: Tokenizer, job: Mapping[str, Any]) -> Iterator
         job: JSON; what the pieces depend on. Those of another job are thrown away.
     """
     folder = _folder(out)
-    lock = _locked(folder)
-    try:
-        job = json.loads(json.dumps(job))
-        if read_json(folder / _JOB) != job:
+    with locked_folder(folder, lambda: say(f"{folder}: another process works there; waiting")):
+        try:
+            job = json.loads(json.dumps(job))
+            if read_json(folder / _JOB) != job:
+                _empty(folder)
+                tokenizer.save(folder / _TOKENIZER)
+                write_json(folder / _JOB, job)
+            yield Work(folder)
             _empty(folder)
-            tokenizer.save(folder / _TOKENIZER)
-            write_json(folder / _JOB, job)
-        yield Work(folder)
-        _empty(folder)
-        folder.rmdir()
-    except UserError:
-        _empty(folder)
-        folder.rmdir()
-        raise
-    finally:
-        os.close(lock)
+            folder.rmdir()
+        except UserError:
+            _empty(folder)
+            folder.rmdir()
+            raise
 
 
 def sweep_up(out: Path) -> None:
@@ -169,21 +166,6 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _locked(folder: Path) -> int:
-    """Make the folder, lock it, return what unlocks it when closed (or when the process dies)."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{folder}: another process works there; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists() and os.path.samestat(os.fstat(lock), os.stat(folder)):
-            return lock
-        os.close(lock)  # its holder finished, and took the folder away
 
 
 def encode_pieces(

@@ -1,4 +1,5 @@
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -57,13 +58,12 @@ def decide(
 ) -> list[Duplicate | None]:
     texts = [comparable(d) for d in documents]
     prints = fingerprints(TextBatch(texts))
-    half = len(documents) // 2
     entries = Entries(
         positions=np.array([split_position(d) for d in documents]),
         ids=np.array([d.id for d in documents]),
         sources=np.array([d.source for d in documents]),
         exact=prints.exact,
-        minhash=[prints.minhash[:, :half], prints.minhash[:, half:]],
+        minhash=lambda first, last: prints.minhash[first:last],
         thresholds=np.full(len(documents), threshold),
         edits=np.full(len(documents), edits),
     )
@@ -232,3 +232,22 @@ def test_the_share_of_edits_is_levenshteins(one: list[str], other: list[str]) ->
     a, b = (Compared.of(" ".join(words)) for words in (one, other))
     assert edited_share(a, b, 1.0) == pytest.approx(expected)
     assert edited_share(a, b, 0.2) == pytest.approx(expected if expected <= 0.2 else 1.0)
+
+
+def test_many_equal_documents_take_little_memory() -> None:
+    documents = [document("an error page of six words", source=f"s:{i:05}") for i in range(20_000)]
+    tracemalloc.start()
+    outcome = decide(documents)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(d is None for d in outcome) == 1
+    assert peak < 150e6  # 512 bytes of MinHash each, not twenty kilobytes of pairs
+
+
+def test_copies_of_what_repeats_another_go_with_it() -> None:
+    one, near = corpus_with_planted(3)[:2]
+    documents = [one, near, *(document(near.text, source=f"copy:{i}") for i in range(3))]
+    outcome = decide(documents)
+    kept = [i for i, duplicate in enumerate(outcome) if duplicate is None]
+    assert len(kept) == 1
+    assert {duplicate.of for duplicate in outcome if duplicate} == set(kept)

@@ -87,3 +87,38 @@ def test_training_text_with_passages_of_held_out_text_goes(tmp_path: Path) -> No
     config = DataConfig(paths=(str(write(tmp_path / "b.jsonl", rows)),), heldout_share=0.3)
     out = prepare(config, tmp_path / "common", ALONE)
     assert not list(read_jsonl(out / REMOVED))  # what so many share is nobody's
+
+
+def test_items_are_cleaned_as_documents_are(tmp_path: Path) -> None:
+    item = "東山腳下的湖邊住著許多天鵝，它們每年春天從南方飛回來，在蘆葦叢裡築巢。"
+    rng = random.Random(4)
+    rows = [{"text": words(rng, 60)} for _ in range(20)] + [{"text": f"{item}{words(rng, 20)}"}]
+    source = write(tmp_path / "a.jsonl", rows)
+    evaluation = write(tmp_path / "exam.jsonl", [{"question": item}])
+    for chinese in ("as_is", "simplified"):
+        config = DataConfig(
+            paths=(str(source),),
+            heldout_share=0.1,
+            evaluation=(str(evaluation),),
+            chinese=chinese,
+            rules="none",
+        )
+        out = prepare(config, tmp_path / chinese, ALONE)
+        removed = [row["source"] for row in read_jsonl(out / REMOVED)]
+        assert removed == ["a.jsonl:21"]
+
+
+def test_sets_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    texts = [words(rng, 60) for _ in range(30)]
+    source = write(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    both = [tmp_path / folder / "exam.jsonl" for folder in ("one", "two")]
+    config = DataConfig(paths=(str(source),), heldout_share=0.1, evaluation=tuple(map(str, both)))
+    for number in (3, 8):
+        write(both[0], [{"text": texts[number]}])
+        write(both[1], [{"text": texts[20]}])
+        out = prepare(config, tmp_path / "out", ALONE)
+        removed = [row["source"] for row in read_jsonl(out / REMOVED)]
+        assert removed == [f"a.jsonl:{number + 1}", "a.jsonl:21"]

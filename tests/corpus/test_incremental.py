@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from cygnet.corpus import parts, pipeline
+from cygnet.corpus import manifest, parts, pipeline
 from cygnet.corpus.instructions import InstructionConfig, build_instructions
 from cygnet.corpus.pipeline import parts_folder, prepare
 from cygnet.corpus.read.find import find_files
 from cygnet.corpus.read.problems import Problems
 from cygnet.corpus.scale import ScaleConfig
 from cygnet.corpus.settings import DataConfig
+from cygnet.errors import UserError
 from cygnet.files import read_jsonl
 
 LEXICON = [f"word{i}" for i in range(800)]
@@ -183,3 +184,95 @@ def test_conversations_of_a_source_of_weight_two_are_learnt_twice(tmp_path: Path
     made = build_instructions(data, tmp_path / "instructions", InstructionConfig())
     chats = [row for row in read_jsonl(made / "train.jsonl.zst") if row["kind"] == "chat"]
     assert len(chats) > 20 and {row["weight"] for row in chats} == {2}
+
+
+def test_a_killed_worker_costs_no_finished_part(tmp_path: Path) -> None:
+    source, out = write_corpus(tmp_path / "in", 400), tmp_path / "out"
+    script = tmp_path / "run.py"
+    script.write_text(RUN.format(size=SMALL / 2))
+    command = [sys.executable, str(script), str(source), str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    work = parts_folder(out)
+    for _ in range(3000):
+        if process.poll() is not None or len(list(work.glob("*.arrow"))) >= 3:
+            break
+        time.sleep(0.01)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for worker in workers:
+        os.kill(int(worker), signal.SIGKILL)
+    _, said = process.communicate()
+    made = {path.name: path.stat().st_mtime_ns for path in work.glob("[!.]*.arrow")}
+    assert len(made) >= 3 or process.returncode == 0, said
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    again = {path.name: path.stat().st_mtime_ns for path in work.glob("*.arrow")}
+    assert {name: again[name] for name in made} == made
+
+
+def test_two_at_once_take_turns(tmp_path: Path) -> None:
+    source, out = write_corpus(tmp_path / "in", 200), tmp_path / "out"
+    script = tmp_path / "run.py"
+    script.write_text(RUN.format(size=SMALL))
+    command = [sys.executable, str(script), str(source), str(out)]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert digest(prepare(config(source), tmp_path / "b", ALONE)) == digest(out)
+
+
+def test_a_fault_that_passes_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write_corpus(tmp_path / "in"), tmp_path / "out"
+    read = parts.read_file
+
+    def faulty(file: Any, problems: Problems, **kwargs: Any) -> Any:
+        if file.source == "in/3.txt":
+            problems.add("unreadable", file.place, "Input/output error")
+            return
+        yield from read(file, problems, **kwargs)
+
+    with monkeypatch.context() as context:
+        context.setattr(parts, "read_file", faulty)
+        prepare(config(source), out, ALONE)
+    assert "3.txt" not in {
+        row["source"].split("/")[1] for row in read_jsonl(out / "train.jsonl.zst")
+    }
+    prepare(config(source), out, ALONE)
+    assert digest(prepare(config(source), tmp_path / "b", ALONE)) == digest(out)
+
+
+@pytest.mark.parametrize("part_mb", [0.001, 0.01, 4])
+def test_borders_between_parts_change_no_outcome(tmp_path: Path, part_mb: float) -> None:
+    source = write_corpus(tmp_path / "in", 150)
+    rows = [json.loads(line) for line in (source / "rows.jsonl").read_text().splitlines()]
+    with open(source / "rows.jsonl", "a") as file:
+        for i in range(0, 100, 7):  # near and exact copies far from their originals
+            words = rows[i]["text"].split()
+            words[3] = "changed"
+            file.write(json.dumps({"text": " ".join(words if i % 2 else rows[i]["text"].split())}))
+            file.write("\n")
+    outs = [
+        prepare(config(source, part_mb=mb), tmp_path / str(mb), ALONE) for mb in (SMALL, part_mb)
+    ]
+    for name in ("train.jsonl.zst", "heldout.jsonl.zst", pipeline.REMOVED):
+        assert list(read_jsonl(outs[0] / name)) == list(read_jsonl(outs[1] / name))
+
+
+def test_a_full_disk_is_a_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline, "write_plan", full)
+    with pytest.raises(UserError, match=r"could not be written.*No space left.*start again"):
+        prepare(config(write_corpus(tmp_path / "in")), tmp_path / "out", ALONE)
+
+
+def test_another_library_reads_all_again(
+    tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    source, out = write_corpus(tmp_path / "in"), tmp_path / "out"
+    prepare(config(source), out, ALONE)
+    reads.clear()
+    monkeypatch.setattr(manifest.metadata, "version", lambda name: "99")
+    prepare(config(source), out, ALONE)
+    assert len(reads) > 6 and "ftfy was" in capsys.readouterr().err

@@ -51,3 +51,11 @@ def test_rarer_ones_stay_and_so_does_everything_by_default(tmp_path: Path) -> No
     texts = pages(12)
     assert kept(tmp_path, texts) == dict(enumerate(texts))
     assert kept(tmp_path, texts, repeated_spans="line", repeated_in=13) == dict(enumerate(texts))
+
+
+def test_lines_before_do_not_stand_for_paragraphs_after(tmp_path: Path) -> None:
+    texts = pages(30)
+    kept(tmp_path, texts, repeated_spans="line", repeated_in=10)
+    after = kept(tmp_path, texts, repeated_spans="paragraph", repeated_in=10)
+    (tmp_path / "fresh").mkdir()
+    assert after == kept(tmp_path / "fresh", texts, repeated_spans="paragraph", repeated_in=10)

@@ -71,6 +71,11 @@ STATISTICS = {
 }
 """Every number's name and meaning; runs of words are twice as long where words are Han."""
 
+OF_ALL = (
+    *("chars", "words", "han", "unreadable", "letters", "runs", "repeated_lines"),
+    *("repeated_phrases", "mean_line_length", "max_line_length"),
+)
+"""What rules for any text ask for; all else is measured on web pages alone."""
 RUNS = (*(f"top_{n}" for n in (2, 3, 4)), *(f"dup_{n}" for n in range(5, 11)))
 RUN_LENGTH = 40
 PHRASE_WORDS = 8

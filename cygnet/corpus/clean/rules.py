@@ -58,6 +58,8 @@ ADDED = {
 """Numbers that the pipeline adds to `measure.STATISTICS`, each where it is asked for."""
 
 _ALL: tuple[RuleSet, ...] = ("basic", "web", "code")
+_EVER: tuple[RuleSet, ...] = RULE_SETS
+"""What a person asked for by itself, and what keeps held-out text apart."""
 _PROSE: tuple[RuleSet, ...] = ("basic", "web")
 _WEB: tuple[RuleSet, ...] = ("web",)
 _CODE: tuple[RuleSet, ...] = ("code",)
@@ -81,7 +83,7 @@ RULES: tuple[Rule, ...] = (
     Rule("character_runs", "runs", "above", 0.2, "long runs of one character", _ALL),
     Rule("repeated_lines", "repeated_lines", "above", 0.3, "lines that came before", _PROSE),
     Rule("repeated_phrases", "repeated_phrases", "above", 0.3, "phrases that came before", _PROSE),
-    Rule("other_language", "wanted_language", "below", 1, "not in a language asked for", _ALL),
+    Rule("other_language", "wanted_language", "below", 1, "not in a language asked for", _EVER),
     Rule("gopher_min_words", "words", "below", 50, "few words", _WEB, "spaced"),
     Rule("gopher_min_han", "words", "below", 75, "few characters", _WEB, "han"),
     Rule("gopher_max_words", "words", "above", 100_000, "very many words", _WEB),
@@ -117,10 +119,10 @@ RULES: tuple[Rule, ...] = (
          _CODE),
     Rule("code_letters", "letters", "below", 0.25, "few letters and digits, so likely data", _CODE),
     Rule("harmful", "harmful", "above", 0.02, "slurs and explicit words", _ALL),
-    Rule("low_quality", "quality", "below", 0.5, "the quality filter finds it poor", _ALL),
-    Rule("private", "private", "above", 0, "holds private data", _ALL),
-    Rule("contaminated", "contaminated", "above", 0, "holds text of an evaluation set", _ALL),
-    Rule("heldout_overlap", "heldout_overlap", "above", 1, "holds passages of held-out text", _ALL),
+    Rule("low_quality", "quality", "below", 0.5, "the quality filter finds it poor", _EVER),
+    Rule("private", "private", "above", 0, "holds private data", _EVER),
+    Rule("contaminated", "contaminated", "above", 0, "holds text of an evaluation set", _EVER),
+    Rule("heldout_overlap", "heldout_overlap", "above", 1, "holds held-out passages", _EVER),
 )  # fmt: skip
 """In the order in which they are tried."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from cygnet.corpus.read.problems import Problems
-from cygnet.han import HAN
+from cygnet.errors import require
 
 SAMPLE_BYTES = 1 << 16
 CHUNK_BYTES = 1 << 20
@@ -26,20 +26,32 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_CHINESE = re.compile(f"[{HAN}\u3000-\u303f\uff00-\uffef]")  # with its punctuation
 _NON_ASCII = re.compile("[^\x00-\x7f]")
 # Not those of lines, nor backspace (overstruck manual pages) and escape (colours of a terminal).
 _CONTROL = bytes([*range(1, 8), *range(14, 27), *range(28, 32)])
-_HIGH = re.compile(b"[\x80-\xff]")
-_HIGH_RUN = re.compile(b"[\x80-\xff]{2,}")
+GBK = ("gb2312", "gbk", "gb18030")
+DISTINCT = (
+    "big5",
+    "cp950",
+    "cp932",
+    "shift_jis",
+    "euc_",
+    "cp949",
+    "johab",
+    "cp1251",
+    "koi8",
+    "cp1253",
+)
+"""How the names of encodings begin whose texts look like no others."""
 
 
 def guess_encoding(sample: bytes) -> str | None:
     """Return the encoding that a file's first bytes are in, or None if they are not text.
 
     A byte-order mark decides; then UTF-16 by its zero bytes; then UTF-8 where most of it
-    decodes. Where most that is not ASCII is broken UTF-8, it is GB 18030 if it comes out Chinese,
-    else Windows-1252. Bytes with many control characters are of no text.
+    decodes. Where most that is not ASCII is broken UTF-8, it is an encoding of East Asia, Cyrillic
+    or Greek if it reads well as such, else Windows-1252. Bytes with many control characters are of
+    no text.
     """
     for bom, encoding in _BOMS:
         if sample.startswith(bom):
@@ -61,17 +73,21 @@ def guess_encoding(sample: bytes) -> str | None:
     others = _NON_ASCII.findall(decoded)
     if others.count("\ufffd") < MAX_BROKEN * len(others):
         return "utf-8"
-    chinese = _NON_ASCII.findall(_decode_sample(sample, "gb18030"))
-    # In Western text a byte over 127 stands between letters; in GB 18030 they come in pairs.
-    num_high = len(_HIGH.findall(sample))
-    num_paired = sum(map(len, _HIGH_RUN.findall(sample)))
-    if num_paired >= 0.8 * num_high and _share(_CHINESE, chinese) >= 0.95:
+    return _older_encoding(sample)
+
+
+def _older_encoding(sample: bytes) -> str:
+    """Return the encoding of bytes that are no UTF-8.
+
+    Of East Asian, Cyrillic and Greek text charset-normalizer is sure; among those of Western
+    letters, which differ in few characters, it is not, and Windows-1252 is by far the commonest.
+    """
+    whole = sample[: sample.rfind(b"\n") + 1] or sample  # the sample may end inside a character
+    best = require("charset_normalizer", "data").from_bytes(whole).best()
+    found = str(best.encoding) if best is not None else ""
+    if found in GBK:
         return "gb18030"
-    return "cp1252"
-
-
-def _share(pattern: re.Pattern[str], chars: list[str]) -> float:
-    return sum(1 for char in chars if pattern.match(char)) / max(len(chars), 1)
+    return found if found.startswith(DISTINCT) else "cp1252"
 
 
 def _decode_sample(sample: bytes, encoding: str) -> str:

@@ -29,7 +29,11 @@ LOST = {
     "empty file": "nothing in it",
     "no file": "a pipe, a device, a link to nothing, or a folder behind a link",
 }
-"""Kinds of problem by which a row or a file is left out."""
+"""Kinds of problem by which a row or a file, or the rest of it, is left out."""
+CUT = ("damaged file", "unpacks too large")
+"""Those of `LOST` where what came before is used."""
+PASSING = ("unreadable", "failed download")
+"""Those that may be gone at the next run."""
 
 MENDED = {
     "unreadable bytes": "replaced by U+FFFD",
@@ -38,6 +42,11 @@ MENDED = {
     "other kind": "not what the name says, read as what it is",
 }
 """Kinds of problem where the text is used all the same."""
+
+
+def deed(kind: str) -> str:
+    """Return what a problem of a kind does to what it concerns."""
+    return "cut short" if kind in CUT else "left out" if kind in LOST else "mended"
 
 
 @dataclass(slots=True)
@@ -94,7 +103,7 @@ class Problems:
     def lines(self) -> list[str]:
         """Return one line for each kind, for the person watching."""
         return [
-            f"{'left out' if kind in LOST else 'mended'}, {kind} "
+            f"{deed(kind)}, {kind} "
             f"({(LOST | MENDED)[kind]}): {problem.count:,}, such as {problem.examples[0]}"
             for kind, problem in sorted(self.kinds.items())
         ]

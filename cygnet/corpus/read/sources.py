@@ -9,7 +9,7 @@ A list in YAML, one entry a collection:
     - path: https://example.org/dump.jsonl.zst
       text_field: body
       epochs: 0.5
-      rules: strict
+      rules: web
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cygnet.corpus.clean.rules import RULE_SETS
 from cygnet.errors import UserError, nearest
 
 MAX_FACTOR = 1000
@@ -97,6 +98,11 @@ def _source(entry: Any, number: int, file: Path) -> Source:
     for name, value in entry.items():
         check = _factor if name in ("weight", "epochs") else _text
         values[name] = check(value, f"{where}, {name}")
+    if "rules" in values and values["rules"] not in ("auto", *RULE_SETS):
+        raise UserError(
+            f"{where}, rules: no set {values['rules']!r}{nearest(values['rules'], RULE_SETS)}; "
+            f"give one of auto, {', '.join(RULE_SETS)}"
+        )
     if "://" not in values["path"]:
         values["path"] = os.path.join(file.parent, os.path.expanduser(values["path"]))
     return Source(**values, number=number)

@@ -23,7 +23,9 @@ from cygnet.progress import progress
 __all__ = ["ScaleConfig", "run_tasks"]
 
 
-def run_tasks(function: str, folder: Path, num_tasks: int, scale: ScaleConfig, title: str) -> None:
+def run_tasks(
+    function: str, folder: Path, num_tasks: int, scale: ScaleConfig, title: str, of: str = ""
+) -> None:
     """Run the tasks 0 to `num_tasks` - 1, each once, in any order; return when all are done.
 
     On the first error the rest is stopped. What is finished stays, so that the next call goes on.
@@ -34,6 +36,7 @@ def run_tasks(function: str, folder: Path, num_tasks: int, scale: ScaleConfig, t
         num_tasks: how many there are.
         scale: where and how many at a time.
         title: a word or two for the progress bar and for errors.
+        of: a hash of what the tasks are about; Slurm's job of other tasks is not waited for.
 
     Raises:
         UserError: a worker was killed; the cluster cannot be reached or refuses; on Slurm, any
@@ -42,7 +45,7 @@ def run_tasks(function: str, folder: Path, num_tasks: int, scale: ScaleConfig, t
     """
     if not num_tasks:
         return
-    tasks = Tasks(function, folder.resolve(), num_tasks, title)
+    tasks = Tasks(function, folder.resolve(), num_tasks, title, of)
     run = {"local": run_local, "slurm": run_slurm, "ray": run_ray}[scale.executor]
     with progress(title, num_tasks) as advance:
         run(tasks, scale, advance)

@@ -61,7 +61,7 @@ def _job_of_earlier_run(tasks: Tasks, logs: Path, poll_s: float) -> str | None:
         time.sleep(poll_s)
     if not _queue_state(job):
         return None
-    if record["num_tasks"] != tasks.count:
+    if (record["num_tasks"], record["of"]) != (tasks.count, tasks.of):
         raise UserError(
             f"{tasks.title}: Slurm job {job} of an earlier run with other settings is still at "
             f"work in {tasks.folder}; wait for it, or scancel it"
@@ -92,7 +92,7 @@ def _submit(tasks: Tasks, scale: ScaleConfig, logs: Path) -> str:
     script = f"#!/bin/bash\n{scale.setup}\nexec {shlex.join(command)}\n"
     answer = _slurm(["sbatch", "--parsable", *options, *scale.sbatch_arguments], script)
     job = answer.strip().partition(";")[0]
-    record = {"job": job, "num_tasks": tasks.count, "num_elements": num_elements}
+    record = {"job": job, "num_tasks": tasks.count, "of": tasks.of, "num_elements": num_elements}
     write_json(logs / "job.json", {**record, "cancelled": False})
     return job
 

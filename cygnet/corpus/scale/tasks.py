@@ -24,6 +24,8 @@ class Tasks:
     folder: Path
     count: int
     title: str
+    of: str = ""
+    """What they are about, so that others are not taken for them."""
 
     def name(self, number: int) -> str:
         """Return what errors call a task."""

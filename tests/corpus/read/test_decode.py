@@ -11,6 +11,12 @@ from cygnet.corpus.read.problems import Problems
 
 CHINESE = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。\n"
 ENGLISH = "It was a bright cold day, and the clocks struck.\n"
+FRENCH = "Le cygne est un grand oiseau d'eau; au printemps, il niche près des rivières, l'été.\n"
+TRADITIONAL = "天鵝是一種大型水鳥，春天在湖泊和緩流的河邊築巢，秋天成群飛往南方過冬。\n"
+JAPANESE = "白鳥は大きな水鳥で、春になると湖や流れの緩やかな川のほとりに巣を作ります。\n"
+KOREAN = "백조는 큰 물새로 봄에 호수와 느린 강가에 둥지를 틀고 가을에는 남쪽으로 날아간다.\n"
+RUSSIAN = "Лебедь, крупная водоплавающая птица, весной гнездится у озёр и медленных рек.\n"
+GREEK = "Ο κύκνος είναι ένα μεγάλο υδρόβιο πουλί που φωλιάζει την άνοιξη.\n"
 GERMAN = "Für über zwölf Köche genügt das Öl, schön wäre Käse.\n"
 
 
@@ -40,7 +46,21 @@ def test_utf16_without_a_mark_is_known_by_its_zeros(text: str, encoding: str) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "encoding"), [(CHINESE * 30, "gb18030"), (CHINESE, "gbk"), (GERMAN * 30, "cp1252")]
+    ("text", "encoding"),
+    [
+        (CHINESE * 30, "gb18030"),
+        (CHINESE, "gbk"),
+        (GERMAN * 30, "cp1252"),
+        (FRENCH * 30, "cp1252"),
+        (TRADITIONAL * 30, "big5"),
+        (JAPANESE * 30, "shift_jis"),
+        (JAPANESE * 30, "euc_jp"),
+        (KOREAN * 30, "euc_kr"),
+        (RUSSIAN * 30, "cp1251"),
+        (RUSSIAN * 30, "koi8_r"),
+        (GREEK * 30, "cp1253"),
+        (TRADITIONAL * 2000, "big5"),
+    ],
 )
 def test_older_encodings_are_recognised_and_said(text: str, encoding: str) -> None:
     decoded, problems = read(text.encode(encoding))

@@ -62,5 +62,5 @@ def test_a_wrong_split_or_config_is_a_clear_line(data_set: Path) -> None:
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'cygnet\[data\]'"):
+    with pytest.raises(UserError, match=r"pip install 'cygnet\[hub\]'"):
         find_files(["hf://datasets/a/b"], Problems())

@@ -27,14 +27,14 @@ def collection(tmp_path: Path) -> Path:
 def test_entries_say_what_holds_for_their_files(collection: Path) -> None:
     path = write(
         collection,
-        "- path: books\n  licence: public domain\n  weight: 2\n  rules: lenient\n"
+        "- path: books\n  licence: public domain\n  weight: 2\n  rules: web\n"
         "- {path: rows.jsonl, domain: poems, text_field: poem, epochs: 0.5, licence: CC0}\n",
     )
     problems = Problems()
     files = find_files([str(path)], problems)
     assert [(f.source, f.domain, f.licence, f.weight, f.epochs, f.rules) for f in files] == [
-        ("books/a.txt", "books", "public domain", 2.0, 1.0, "lenient"),
-        ("books/b.txt", "books", "public domain", 2.0, 1.0, "lenient"),
+        ("books/a.txt", "books", "public domain", 2.0, 1.0, "web"),
+        ("books/b.txt", "books", "public domain", 2.0, 1.0, "web"),
         ("rows.jsonl", "poems", "CC0", 1.0, 0.5, ""),
     ]
     documents = [d for file in files for d in read_file(file, problems, text_field="body")]
@@ -79,3 +79,10 @@ def test_a_wrong_entry_is_a_line_with_file_entry_and_field(
     with pytest.raises(UserError, match=rf"sources\.yaml: .*{message}") as caught:
         find_files([str(path)], Problems())
     assert "\n" not in str(caught.value)
+
+
+def test_a_set_of_rules_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "sources.yaml"
+    path.write_text("- path: a.txt\n  rules: wet\n")
+    with pytest.raises(UserError, match=r"entry 1, rules: no set 'wet'.*'web'"):
+        read_sources(path)
