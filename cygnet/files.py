@@ -39,8 +39,16 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write `value` as indented JSON, atomically.
+
+    Half characters, which names of files may hold, are written as escapes and read back so.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    try:
+        content = text.encode()
+    except UnicodeEncodeError:
+        content = json.dumps(value, indent=2).encode() + b"\n"
+    write_atomic(path, content)
 
 
 def read_json(path: Path) -> dict[str, Any]:

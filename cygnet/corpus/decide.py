@@ -195,7 +195,10 @@ def _duplicates(
 def _heldout_overlap(
     parts: Parts, is_kept: NDArray[np.bool_], is_heldout: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
-    """Return how many sampled runs of words of each training document stand in held-out ones."""
+    """Return the share of each training document's sampled runs of words that held-out ones have.
+
+    A single one is chance.
+    """
     counts = parts.column("phrases")
     owners = np.repeat(np.arange(len(parts)), counts)
     num_parts = len(parts.offsets) - 1
@@ -212,14 +215,21 @@ def _heldout_overlap(
     num_documents = np.bincount(pairs[:, 0], minlength=len(held))
     rare = pairs[num_documents[pairs[:, 0]] <= COMMON_PHRASES]
     np.add.at(overlap, rare[:, 1], 1)
-    return overlap
+    return np.where(overlap > 1, overlap / np.maximum(counts, 1), 0).astype(np.float32)
 
 
 def nothing_left(outcome: NDArray[Any], where: str) -> UserError:
     """Say that every document was dropped, and by what."""
     names, counts = np.unique(outcome.astype(str), return_counts=True)
     dropped = ", ".join(f"{n} {c:,}" for n, c in zip(names, counts, strict=True))
+    most = str(names[counts.argmax()])
+    advice = {
+        "too_short": "lower --corpus.min-chars",
+        "other_language": "give other --corpus.languages",
+        "private": "mask private data: --corpus.privacy mask",
+        "low_quality": "cut lower: --corpus.thresholds low_quality=0.1",
+    }.get(most, f"leave a rule out: --corpus.thresholds {most}=off")
     return UserError(
         f"{where}: all {len(outcome):,} documents were dropped ({dropped}); "
-        "give more or longer text, or lower --corpus.min-chars"
+        f"give more or longer text, or {advice}"
     )

@@ -6,6 +6,7 @@ A document that holds a run of `RUN_WORDS` words of an item is contaminated, as 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,17 +130,21 @@ def _texts(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
             for name, value in document.fields.items():
                 if isinstance(value, str) and name != "title":
                     yield document.source, value
-    for line in problems.lines():
-        say(f"data: evaluation sets: {line}")
+    if damaged := [kind for kind in problems.kinds if kind != "no text"]:
+        told = [line for line in problems.lines() if any(kind in line for kind in damaged)]
+        for line in told:
+            say(f"data: evaluation sets: {line}")
 
 
 def _rows(file: InputFile, problems: Problems) -> list[Document]:
     """Return a file's rows, whose text may be in a field that only such sets have."""
-    refused: UserError | None = None
+    found: list[Document] = []
     for name in ("", *TEXT_FIELDS):
-        try:
-            return list(read_file(file, problems, text_field=name))
-        except UserError as error:
-            refused = refused or error
-    assert refused is not None
-    raise refused
+        with contextlib.suppress(UserError):  # no row has that field
+            found += read_file(file, problems if not found else Problems(), text_field=name)
+    if not found:
+        raise UserError(
+            f"{file.place}: no row with a text, a conversation, or one of the fields "
+            f"{', '.join(TEXT_FIELDS)}; name the field that holds the text so"
+        )
+    return found

@@ -139,7 +139,7 @@ def what_changed(out: Path, wanted: dict[str, Any]) -> list[str]:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
-    old, new = found.get("environment", {}), wanted["environment"]
+    old, new = found.get("environment", wanted["environment"]), wanted["environment"]
     changes += [
         f"{name} was {old.get(name)}, is {new.get(name)}"
         for name in sorted((old.keys() | new.keys()) - {"cygnet", "format"})

@@ -137,14 +137,10 @@ def rule_set(kind: str, wanted: str, config: DataConfig) -> str:
 def task_key(files: Sequence[tuple[InputFile, str]], config: DataConfig, version: str) -> str:
     """Return the name of the part of some files with their hashes, read with some settings."""
     settings = {name: getattr(config, name) for name in READ_FIELDS}
-    inputs = [
-        [
-            _file_to(file),
-            digest,
-            config.rules
-            if file.kind in ARCHIVES
-            else rule_set(file.kind, file.rules, config) == "web",
-        ]
-        for file, digest in files
-    ]
+    inputs = []
+    for file, digest in files:
+        # Where it lies does not count, but how it was named: problems tell of it so.
+        described = _file_to(file) | {"path": ""}
+        is_web = rule_set(file.kind, file.rules, config) == "web"
+        inputs.append([described, digest, config.rules if file.kind in ARCHIVES else is_web])
     return digest_of([version, settings, inputs])[:24]

@@ -80,7 +80,9 @@ def prepare(config: DataConfig, out: Path, scale: ScaleConfig | None = None) -> 
     if not config.paths:
         files = [InputFile(p, f"builtin/{p.name}", "", "builtin") for p in builtin.builtin_files()]
     # Processes of other machines start in other folders.
-    files = [dataclasses.replace(file, path=file.path.absolute()) for file in files]
+    files = [
+        dataclasses.replace(file, path=file.path.absolute(), given=str(file.path)) for file in files
+    ]
     if config.quality_filter:
         config = dataclasses.replace(config, quality_filter=os.path.abspath(config.quality_filter))
     work = parts_folder(out)
@@ -131,6 +133,10 @@ def _prepare(
     write_json(work / HASHES, states)
     tally = _Preparation(config, scale, problems, work, out).run(files, hashes, manifest)
     _say_outcome(tally, problems, out)
+    if config.paths:
+        size = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+        told = f"{work} ({size / 1e6:.1f} MB)"
+        say(f"data: {told} spares the next run reading again; delete it freely")
     return out
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -274,3 +275,18 @@ def test_a_small_corpus_has_held_out_text_at_any_share(tmp_path: Path) -> None:
 def test_a_wrong_setting_is_a_clear_line(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         DataConfig(**changes)
+
+
+def test_a_name_that_is_no_utf8_harms_nothing(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for name in (b"a.txt", b"x\xff.txt", b"b.txt"):
+        with open(os.fsencode(folder) + b"/" + name, "w") as file:
+            file.write(sentence(rng))
+    train, heldout, _ = load(prepare(config(folder), tmp_path / "out"))
+    assert {d.source for d in train + heldout} == {
+        "notes/a.txt",
+        "notes/b.txt",
+        "notes/x\ufffd.txt",
+    }

@@ -52,7 +52,7 @@ ADDED = {
     "harmful": "share of words that stand in a list of slurs and explicit words",
     "quality": "the quality filter's probability that the document is good",
     "contaminated": "runs of words that stand in an evaluation set",
-    "heldout_overlap": "sampled runs of words that stand in held-out documents",
+    "heldout_overlap": "share of sampled runs of words that stand in held-out documents",
     "private": "private data found: addresses, numbers, keys",
 }
 """Numbers that the pipeline adds to `measure.STATISTICS`, each where it is asked for."""
@@ -122,7 +122,7 @@ RULES: tuple[Rule, ...] = (
     Rule("low_quality", "quality", "below", 0.5, "the quality filter finds it poor", _EVER),
     Rule("private", "private", "above", 0, "holds private data", _EVER),
     Rule("contaminated", "contaminated", "above", 0, "holds text of an evaluation set", _EVER),
-    Rule("heldout_overlap", "heldout_overlap", "above", 1, "holds held-out passages", _EVER),
+    Rule("heldout_overlap", "heldout_overlap", "above", 0.05, "holds held-out passages", _EVER),
 )  # fmt: skip
 """In the order in which they are tried."""
 

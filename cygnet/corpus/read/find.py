@@ -52,13 +52,15 @@ class InputFile:
     """Where it lies, if not on this machine."""
     size: int = -1
     """The bytes of what lies behind a URL, or of a slice of parquet; -1 if unknown or local."""
+    given: str = ""
+    """`path` as the person wrote it, where it was made absolute since."""
     version: str = ""
     """What tells one state of what lies behind a URL from another: an ETag, a time, a commit."""
 
     @property
     def place(self) -> str:
         """Where it is, for a person."""
-        return self.url or str(self.path)
+        return self.url or self.given or str(self.path)
 
     @property
     def is_slice(self) -> bool:

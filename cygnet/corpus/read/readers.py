@@ -175,6 +175,7 @@ class _Reading:
             archive,
             path=Path(f"{archive.path}!{member.name}"),
             url=f"{archive.url}!{member.name}" if archive.url else "",
+            given=f"{archive.place}!{member.name}",
             source=f"{archive.source}!{member.name}",
             kind=kind,
             named=False,
