@@ -1,7 +1,7 @@
 """How often language identification is right on real text, and what it costs.
 
-python benchmarks/language_id.py gather --out /tmp/languages
-python benchmarks/language_id.py measure --text /tmp/languages
+python benchmarks/language_id.py gather --out runs/languages
+python benchmarks/language_id.py measure --text runs/languages
 
 The first needs Debian's apt-get and dpkg-deb (root is not needed, nothing is installed): it takes
 manuals, help pages and fortunes out of packages (1.1 GB to load), for languages that have few of
@@ -59,9 +59,9 @@ _ROFF = re.compile(r"\\f[A-Z]|\\f\([A-Z]{2}|\\[&|^]|\\-")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("gather", "measure"))
-    parser.add_argument("--out", type=Path, default=Path("/tmp/languages"))
+    parser.add_argument("--out", type=Path, default=Path("runs/languages"))
     parser.add_argument("--packages", type=Path, help="folder with the .deb files, if at hand")
-    parser.add_argument("--text", type=Path, default=Path("/tmp/languages"))
+    parser.add_argument("--text", type=Path, default=Path("runs/languages"))
     parser.add_argument("--only", nargs="*", help="names of detectors")
     parser.add_argument("--num", type=int, default=200, help="pieces a language and length")
     parser.add_argument("--seed", type=int, default=0)
