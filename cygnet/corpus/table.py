@@ -188,12 +188,13 @@ class DocumentTable:
 
 
 def _category(column: Any) -> Category:
-    encoded = column.dictionary_encode().unify_dictionaries()
-    if not encoded.num_chunks or not len(encoded):
-        return Category([], np.zeros(0, np.int64))
-    codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
-    names = [str(name) for name in encoded.chunk(0).dictionary.to_pylist()]
-    return Category(names, np.concatenate(codes).astype(np.int64))
+    import pyarrow
+
+    if isinstance(column, pyarrow.ChunkedArray):  # chunk by chunk each dictionary holds all before
+        column = column.combine_chunks()
+    encoded = column.dictionary_encode()
+    names = [str(name) for name in encoded.dictionary.to_pylist()]
+    return Category(names, encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64))
 
 
 def _config_of(settings: dict[str, Any]) -> DataConfig:

@@ -34,13 +34,13 @@ CHANGES = st.lists(
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> DocumentTable:
-    return table_of(prepared(tmp_path_factory.mktemp("corpus")))
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
-def out(table: DocumentTable, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp() / "corpus0" / "out"
+def table(out: Path) -> DocumentTable:
+    return table_of(out)
 
 
 def is_rule(outcome: np.ndarray) -> np.ndarray:

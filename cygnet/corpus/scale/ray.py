@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from cygnet.progress import Advance, say
 
 MAX_ATTEMPTS = 3
 """How often a task is started when its worker or node dies."""
+CONNECT_S = 10
+"""How long a cluster's head may take to answer."""
 MAX_IN_FLIGHT = 1000
 """Tasks that Ray is told of at a time."""
 
@@ -60,9 +63,13 @@ def run_ray(tasks: Tasks, scale: ScaleConfig, advance: Advance) -> None:
 
 
 def _connect(ray: Any, address: str) -> None:
+    host, _, port = address.rpartition(":")
     try:
+        if host and port.isdigit() and "://" not in host:
+            # Ray itself waits for minutes where nobody answers.
+            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
         ray.init(address=address, logging_level="warning", log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"no Ray cluster at {address}: {reason}; start one (ray start --head), or give "
