@@ -8,7 +8,7 @@ import pytest
 
 import cygnet
 from cygnet.corpus import sentences
-from cygnet.corpus.clean import normalize
+from cygnet.corpus.clean.words import words
 from cygnet.corpus.document import Document, document_id
 from cygnet.corpus.instructions import document_rows
 from cygnet.han import HAN
@@ -36,7 +36,7 @@ def test_the_range_holds_the_ideographs_of_unicode_and_no_other_letter() -> None
 @pytest.mark.parametrize("character", "一々〇㐀豈𠀀")
 def test_a_character_is_one_word_everywhere(character: str) -> None:
     two = character * 2
-    assert normalize.words(f"{two} swan") == [character, character, "swan"]
+    assert words(f"{two} swan") == [character, character, "swan"]
     assert text_units(f"{two} swan") == [character, character, "swan"]
     assert [m[1] for m in sentences._WORD.finditer(two)] == [character, character]
     line = character + "白日依山"
