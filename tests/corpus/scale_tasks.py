@@ -49,6 +49,13 @@ def meet(trouble: str, met: Path) -> None:
     if trouble == "hangs once" and not met.exists():
         met.touch()
         time.sleep(600)
+    if trouble.startswith("meets "):
+        met.touch()
+        other = met.with_name(f"met_{trouble.removeprefix('meets ')}")
+        for _ in range(6000):
+            if other.exists():
+                break
+            time.sleep(0.05)
     if trouble == "killed once, while 3 hangs" and not met.exists():
         while not met.with_name("met_3").exists():
             time.sleep(0.05)

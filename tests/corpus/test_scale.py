@@ -257,8 +257,9 @@ ON_RAY = ScaleConfig(executor="ray", memory_per_task_gb=0.1)
 def test_ray_runs_on_both_nodes_and_starts_a_killed_task_again(
     ray_cluster: Any, tmp_path: Path
 ) -> None:
-    slow = {f"task_{number}": "is slow" for number in range(8)}
-    folder = prepared(tmp_path, **{**slow, "task_5": "killed once"})
+    # Nodes have a core each, so two tasks that wait for one another run on both.
+    meeting = {"task_0": "meets 1", "task_1": "meets 0"}
+    folder = prepared(tmp_path, **meeting, task_5="killed once")
     for _ in range(2):
         run_tasks(SQUARE, folder, 8, ON_RAY, "square")
         assert squares(folder) == {number: number**2 for number in range(8)}
