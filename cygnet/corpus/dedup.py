@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cygnet.corpus.clean.words import Hashes, Ints, TextBatch, mixed
+from cygnet.corpus.clean.words import Hashes, Ints, TextBatch
 from cygnet.corpus.document import Document
 from cygnet.errors import require
+from cygnet.hashing import mixed
 
 NUM_HASHES = 128
 HASHES_AT_ONCE = 16

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from cygnet.corpus.clean.measure import MOSTLY_HAN
 from cygnet.corpus.clean.rules import RULE_SETS, Rule, broken
 from cygnet.corpus.decide import Decision, Parts
+from cygnet.corpus.manifest import NUMBERS
 from cygnet.corpus.parts import rule_set
 from cygnet.corpus.settings import DataConfig
 from cygnet.errors import UserError
 from cygnet.files import read_json
 
-NUMBERS = "numbers.parquet"
 KEPT = ("train", "heldout")
 LAST_RULE = "heldout_overlap"
 """The one rule that is tried behind the search for duplicates, on what is left."""

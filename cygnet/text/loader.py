@@ -9,10 +9,10 @@ from typing import ClassVar, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cygnet.errors import UserError
+from cygnet.hashing import mixed
 from cygnet.text.packing import Int64, cached_plan
 from cygnet.text.shards import Shard, ShardReader
 
@@ -228,17 +228,10 @@ def permute(ranks: Int64, size: int, seed: int, epoch: int) -> Int64:
     while outside.any():
         left, right = values[outside] >> shift, values[outside] & half_mask
         for key in keys:
-            left, right = right, left ^ (_mix(right + key) & half_mask)
+            left, right = right, left ^ (mixed(right + key) & half_mask)
         values[outside] = (left << shift) | right
         outside = values >= size
     return values.astype(np.int64)
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Scatter 64-bit values (the finaliser of SplitMix64, Steele et al. 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def _ranges(counts: Int64) -> Int64:

@@ -25,6 +25,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
+from cygnet.cores import usable_cores
 from cygnet.errors import UserError
 from cygnet.files import locked_folder, open_bytes, read_json, write_atomic, write_json
 from cygnet.progress import progress, say
@@ -161,13 +162,6 @@ def _empty(folder: Path) -> None:
         shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def encode_pieces(
     source: Path, work: Work, encoder: PieceEncoder, num_workers: int | None = None
 ) -> int:
@@ -183,7 +177,7 @@ def encode_pieces(
         UserError: the encoder refuses a line.
         RuntimeError: a worker died.
     """
-    num_workers = num_workers or num_cores()
+    num_workers = num_workers or usable_cores()
     counted = num_kept = 0
 
     def missing() -> Iterator[Piece]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cygnet import __version__
 from cygnet.errors import UserError
 from cygnet.files import folder_atomic, sha256_file, sha256_text
+from cygnet.hashing import mixed
 from cygnet.progress import say
 from cygnet.text.conversation_rows import ConversationEncoder, ConversationSummary, LossOn
 from cygnet.text.pieces import (
@@ -181,10 +182,8 @@ def _keys(rows: NDArray[Any]) -> NDArray[np.uint64]:
     copies = rows["copies"].astype(np.int64)
     key = np.repeat(rows["key"], copies)
     number = np.arange(len(key)) - np.repeat(np.cumsum(copies) - copies, copies)
-    mixed = key + number.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.where(number == 0, key, mixed ^ (mixed >> np.uint64(31)))
+    stepped = key + number.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return np.where(number == 0, key, mixed(stepped))
 
 
 def _spans(order: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import platform
 import shutil
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cygnet.config import TrainConfig
+from cygnet.cores import cgroup_folders, read_text, usable_cores
 from cygnet.errors import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -204,22 +204,6 @@ def matrix_flops_per_second(
     return 2.0 * size**3 / median(times)
 
 
-def usable_cores(root: Path = Path("/")) -> int:
-    """Return how many cores this process may keep busy: affinity and the container's quota."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    quotas = []
-    for folder in _cgroup_folders("cpu", root):
-        text = _read(folder / "cpu.max").split()
-        if not text:
-            text = [_read(folder / f"cpu.cfs_{part}_us") for part in ("quota", "period")]
-        if len(text) == 2 and text[0].isdigit() and text[1].isdigit() and int(text[0]):
-            quotas.append(int(text[0]) / int(text[1]))
-    return max(1, math.floor(min([cores, *quotas])))
-
-
 def usable_memory(device: torch.device, root: Path = Path("/")) -> Memory:
     """Return the bytes that can still be allocated: the smallest of all limits.
 
@@ -258,12 +242,12 @@ def _machine_memory(root: Path) -> Iterator[Memory]:
 
 
 def _cgroup_memory(root: Path) -> Iterator[Memory]:
-    for folder in _cgroup_folders("memory", root):
+    for folder in cgroup_folders("memory", root):
         for limit_name, usage_name, cache_name in (
             ("memory.max", "memory.current", "inactive_file"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
         ):
-            limit, usage = _read(folder / limit_name), _read(folder / usage_name)
+            limit, usage = read_text(folder / limit_name), read_text(folder / usage_name)
             if limit.isdigit() and usage.isdigit():
                 cache = _fields(folder / "memory.stat").get(cache_name, 0)
                 free = int(limit) - int(usage) + cache
@@ -281,36 +265,10 @@ def _rlimit_memory(root: Path) -> Iterator[Memory]:
             yield Memory(max(free, 0), f"{name} (ulimit)")
 
 
-def _cgroup_folders(controller: str, root: Path) -> Iterator[Path]:
-    """Yield this process's control groups that can hold the controller, the innermost first."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        mount = root / "sys/fs/cgroup"
-        if controllers:
-            if controller not in controllers.split(","):
-                continue
-            mount = mount / controllers if (mount / controllers).is_dir() else mount / controller
-        elif (mount / "unified").is_dir():
-            mount = mount / "unified"
-        # A container may show the path of the host: what is not there reads as no limit.
-        inner = mount / path.lstrip("/")
-        yield inner
-        while inner != mount and mount in inner.parents:
-            inner = inner.parent
-            yield inner
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
 def _fields(path: Path) -> dict[str, int]:
     """Read `name: number ...` or `name number` lines."""
     fields = {}
-    for line in _read(path).splitlines():
+    for line in read_text(path).splitlines():
         words = line.replace(":", " ").split()
         if len(words) >= 2 and words[1].isdigit():
             fields[words[0]] = int(words[1])

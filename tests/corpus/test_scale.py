@@ -101,7 +101,7 @@ def test_as_many_workers_as_cores_that_may_be_used(tmp_path: Path) -> None:
     one = min(os.sched_getaffinity(0))
     process = subprocess.run(
         ["taskset", "--cpu-list", str(one), sys.executable, "-c",
-         "from cygnet.corpus.scale.local import usable_cores; print(usable_cores())"],
+         "from cygnet.cores import usable_cores; print(usable_cores())"],
         capture_output=True, text=True, check=True, cwd=ROOT,
     )  # fmt: skip
     assert process.stdout.strip() == "1"

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cygnet.config import ModelConfig, TrainConfig
+from cygnet.cores import usable_cores
 from cygnet.errors import UserError
 from cygnet.model.transformer import Transformer
 from cygnet.train.hardware import (
@@ -24,7 +25,6 @@ from cygnet.train.hardware import (
     compile_problem,
     find_hardware,
     resolve_dtype,
-    usable_cores,
     usable_memory,
 )
 from cygnet.train.planner import SHARE, describe_plan, plan, saved_bytes_per_token

@@ -27,8 +27,8 @@ from cygnet.corpus.clean.words import (
     Hashes,
     Ints,
     TextBatch,
-    mixed,
 )
+from cygnet.hashing import mixed
 
 Numbers = NDArray[np.float64]
 

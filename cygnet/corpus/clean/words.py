@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cygnet.han import HAN
+from cygnet.hashing import mixed
 
 Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
@@ -37,13 +38,6 @@ _LAST = 0x323B0
 """Behind it are no letters; planes of variation selectors and private use."""
 _BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(_BASE, -1, 1 << 64)
-
-
-def mixed(hashes: Hashes) -> Hashes:
-    """Return hashes with every bit dependent on every bit (splitmix64), of the same shape."""
-    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))
 
 
 class TextBatch:

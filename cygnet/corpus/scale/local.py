@@ -15,6 +15,7 @@ from multiprocessing.context import SpawnContext
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
+from cygnet.cores import usable_cores
 from cygnet.corpus.scale.config import ScaleConfig
 from cygnet.corpus.scale.tasks import Tasks, limit_threads, run_task
 from cygnet.errors import UserError
@@ -22,13 +23,6 @@ from cygnet.progress import Advance
 
 STOP_S = 5.0
 """How long a worker has to clear up after it was asked to stop."""
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_local(tasks: Tasks, scale: ScaleConfig, advance: Advance) -> None:
