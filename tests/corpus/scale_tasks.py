@@ -28,9 +28,8 @@ def square(folder: Path, number: int) -> None:
         meet(trouble, folder / f"met_{number}")
     loaded = sorted({"torch", "numpy", "transformers"} & sys.modules.keys())
     about = {"square": number**2, "loaded": loaded, "threads": os.environ.get("RAYON_NUM_THREADS")}
-    if "ray" in sys.modules:
-        import ray
-
+    ray = sys.modules.get("ray")
+    if ray and ray.is_initialized():  # else asking for the context would start a cluster
         about["node"] = ray.get_runtime_context().get_node_id()
     write_atomic(result, json.dumps(about))
     with open(folder / "ended.txt", "a") as log:
