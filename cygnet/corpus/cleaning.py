@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,13 +22,13 @@ class Cleaner:
     """Cleans texts in one way, and counts the private data that it finds.
 
     Attributes:
-        num_private: found so far.
+        private: how much was found so far, by its kind.
     """
 
     def __init__(self, config: DataConfig, of_web: bool = False) -> None:
         self._config, self._of_web = config, of_web
         self._kinds = frozenset(config.private)
-        self.num_private = 0
+        self.private: Counter[str] = Counter()
 
     def text(self, text: str) -> str:
         """Return a text cleaned."""
@@ -37,7 +38,7 @@ class Cleaner:
         if self._config.privacy == "keep":
             return text
         masked, found = mask(text, self._kinds)
-        self.num_private += sum(found.values())
+        self.private.update(found)
         return masked if self._config.privacy == "mask" else text
 
     def document(self, document: Document) -> Document:

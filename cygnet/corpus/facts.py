@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cygnet.corpus import dedup
+from cygnet.corpus.clean.privacy import KINDS
 from cygnet.corpus.clean.rules import BY_NAME, Rule
 from cygnet.corpus.decide import REASONS
+from cygnet.corpus.part_writer import PRIVATE
 from cygnet.corpus.table import LAST_RULE, Category, DocumentTable
 
 REASON_NAMES = (*(name for name in BY_NAME if name != LAST_RULE), *REASONS, *dedup.REASONS,
@@ -19,6 +21,12 @@ REASON_NAMES = (*(name for name in BY_NAME if name != LAST_RULE), *REASONS, *ded
 """Every reason a document is dropped for, in the order in which they are tried."""
 NEAR = "near_duplicate"
 OTHERS = "others"
+PRIVACY_TOLD = {
+    "mask": "masked: each find is such a word now",
+    "drop": "a reason to drop a document",
+    "keep": "not looked for",
+}
+"""What is done with private data, by `DataConfig.privacy`."""
 SIZES = ((2, 2), (3, 3), (4, 5), (6, 10), (11, 30), (31, 100), (101, None))
 """Sizes of clusters of duplicates that are counted together: from, to."""
 
@@ -164,8 +172,52 @@ def similarities(table: DocumentTable, bins: int = 25) -> tuple[list[int], float
 
 def private_data(table: DocumentTable) -> tuple[int, int]:
     """Return how many documents held private data, and how much was found."""
-    found = table.numbers.get("private", np.zeros(len(table)))
+    return _finds(table.numbers.get("private", np.zeros(len(table))))
+
+
+def private_by_kind(table: DocumentTable) -> dict[str, tuple[int, int]]:
+    """Return the same for each kind of private data that was found, the commonest first."""
+    counts = {
+        kind: _finds(table.column(PRIVATE + kind)) for kind in KINDS if table.has(PRIVATE + kind)
+    }
+    order = sorted(counts, key=lambda kind: -counts[kind][1])
+    return {kind: counts[kind] for kind in order if counts[kind][1]}
+
+
+def _finds(found: NDArray[Any]) -> tuple[int, int]:
     return int((found > 0).sum()), int(found.sum(dtype=np.float64))
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """What was taken out of documents, since it stands in many."""
+
+    documents: int
+    """That lost something."""
+    characters: int
+    spans: str
+    """`line`, `paragraph`, or `keep`: nothing was looked for."""
+    least: int
+    """In how many documents it stands at least."""
+
+    @property
+    def told(self) -> str:
+        """It in a sentence."""
+        if self.spans == "keep":
+            return (
+                "Lines and paragraphs that stand in many documents were left where they are: "
+                "--corpus.repeated-spans line (or paragraph) takes them out."
+            )
+        return (
+            f"{self.documents:,} documents lost {self.characters:,} characters: {self.spans}s that "
+            f"stand in {self.least:,} documents or more stay in the first alone."
+        )
+
+
+def repeated(table: DocumentTable) -> Repeated:
+    """Return what was taken out of the documents."""
+    spans, least = table.config.repeated_spans, table.config.repeated_in
+    return Repeated(*_finds(table.column("repeated_chars")), spans, least)
 
 
 def contaminated_by(table: DocumentTable, most: int) -> list[tuple[str, int]]:

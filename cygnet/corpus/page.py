@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from cygnet.corpus import dedup, drawings, facts, markup
+from cygnet.corpus.clean.privacy import KINDS
 from cygnet.corpus.clean.rules import BY_NAME
 from cygnet.corpus.decide import REASONS
 from cygnet.corpus.facts import Share
@@ -260,9 +261,10 @@ def _share_bars(found: Sequence[Share]) -> str:
 
 def _duplicates(table: DocumentTable) -> Iterator[str]:
     found = facts.clusters(table)
-    yield "<h2>Duplicates</h2>\n"
+    yield "<h2>Duplicates and repeated lines</h2>\n"
+    yield f"<p>{markup.text(facts.repeated(table).told, 400)}</p>\n"
     if not len(found.kept):
-        yield "<p>None.</p>\n"
+        yield "<p>No duplicates.</p>\n"
         return
     is_copy = np.isin(table.outcome.astype(str), list(dedup.REASONS)) & (table.duplicate_of >= 0)
     goes, domain = np.flatnonzero(is_copy), table.category("domain").codes
@@ -344,10 +346,15 @@ def _leaks(table: DocumentTable) -> Iterator[str]:
 
 def _private(table: DocumentTable) -> Iterator[str]:
     documents, finds = facts.private_data(table)
-    deed = {"mask": "masked", "drop": "a reason to drop", "keep": "not looked for"}
+    privacy = table.config.privacy
     yield f"<h2>Private data</h2>\n<p>{finds:,} finds in {documents:,} documents; private data is "
-    yield f"{deed[table.config.privacy]} (--corpus.privacy {table.config.privacy}).</p>\n"
+    yield f"{facts.PRIVACY_TOLD[privacy]} (--corpus.privacy {privacy}).</p>\n"
     if documents:
+        by_kind = [
+            [f"[{kind.upper()}]", KINDS[kind], f"{each[0]:,}", f"{each[1]:,}"]
+            for kind, each in facts.private_by_kind(table).items()
+        ]
+        yield markup.table(("kind", "what", "documents with finds", "finds"), by_kind, words=(1,))
         found = table.numbers["private"]
         domains = table.category("domain")
         counts = domains.counts((found > 0).astype(np.int64)), domains.counts(found)

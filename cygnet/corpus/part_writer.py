@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cygnet.corpus.clean.harm import harmful_share
 from cygnet.corpus.clean.language import languages
 from cygnet.corpus.clean.measure import OF_ALL, measure
+from cygnet.corpus.clean.privacy import KINDS
 from cygnet.corpus.clean.quality import QualityModel
 from cygnet.corpus.clean.words import TextBatch
 from cygnet.corpus.dedup import Fingerprints, comparable, fingerprints
@@ -34,6 +35,8 @@ BATCH_CHARS = 1 << 16
 """Characters that are measured at once: their arrays fit a processor's cache."""
 GROUP_CHARS, MAX_ROWS = 1 << 20, 4096
 """Documents are taken in groups of about so many characters, and at most so many of them."""
+PRIVATE = "private_"
+"""What the columns that count one kind of private data begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,8 @@ class Row:
     """A cleaned document and what is known of its source."""
 
     document: Document
-    private: int
-    """How much private data was found in it."""
+    private: Mapping[str, int]
+    """How much private data was found in it, by its kind."""
     kind: str
     """`InputFile.kind`."""
     of_web: bool
@@ -51,6 +54,8 @@ class Row:
     """The set of rules that its source asks for, or an empty string."""
     copies: int
     """How often it is seen in an epoch."""
+    repeated_chars: int = 0
+    """Characters that were taken out of it, since they stand in many documents."""
 
 
 class PartWriter:
@@ -128,7 +133,7 @@ class PartWriter:
         for name, values in measure(words, spoken, bool(of_web.any())).items():
             numbers[name] = values if name in OF_ALL else np.where(of_web, values, np.nan)
         numbers["harmful"] = harmful_share(words)
-        numbers["private"] = np.array([row.private for row in rows])
+        numbers["private"] = np.array([sum(row.private.values()) for row in rows])
         if self._config.languages:
             wanted = [language in self._config.languages for language in spoken]
             numbers["wanted_language"] = np.array(wanted)
@@ -168,6 +173,7 @@ class PartWriter:
             "rules": [row.rules for row in rows],
             "licence": [str(document.fields.get("licence") or "") for document in documents],
             "copies": [row.copies for row in rows],
+            "repeated_chars": np.array([row.repeated_chars for row in rows], np.int32),
             "position": [split_position(document, seed, key) for document, key in by_exact],
             "bytes": [len(document.text.encode("utf-8", "replace")) for document in documents],
             "start": starts,
@@ -178,6 +184,9 @@ class PartWriter:
         }
         if self._evaluation is not None:
             columns["contaminated_by"] = numbers.pop("contaminated_by")
+        for kind in KINDS:
+            found = [row.private.get(kind, 0) for row in rows]
+            columns[PRIVATE + kind] = np.minimum(found, 0xFFFF).astype(np.uint16)
         columns |= {name: values.astype(np.float32) for name, values in numbers.items()}
         self._tables.append(pyarrow.table(columns))
         self._minhash += [found.minhash for found in prints]
@@ -205,6 +214,12 @@ def read_table(path: Path) -> Any:
 
     with pyarrow.memory_map(str(path)) as file:
         return pyarrow.ipc.open_file(file).read_all()
+
+
+def private_in(table: Any) -> list[dict[str, int]]:
+    """Return how much private data was found in each document of a part, by its kind."""
+    found = table.select([PRIVATE + kind for kind in KINDS]).rename_columns(list(KINDS))
+    return [{kind: n for kind, n in row.items() if n} for row in found.to_pylist()]
 
 
 def _parted(rows: Iterable[Row], most_chars: int) -> Iterator[list[Row]]:

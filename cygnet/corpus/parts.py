@@ -109,7 +109,7 @@ def _read(task: Task, config: DataConfig, problems: Problems) -> Iterator[Row]:
             cleaner = Cleaner(config, of_web)
             document = cleaner.document(document)
             times = copies(file, document.id)
-            yield Row(document, cleaner.num_private, kind, of_web, file.rules, times)
+            yield Row(document, cleaner.private, kind, of_web, file.rules, times)
 
 
 def copies(file: InputFile, document: str) -> int:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cygnet.corpus.clean.normalize import normalize
 from cygnet.corpus.clean.words import Hashes, Ints, TextBatch
 from cygnet.corpus.document import Document, document_id
-from cygnet.corpus.part_writer import BATCH_CHARS, PartWriter, Row, is_whole, read_table
+from cygnet.corpus.part_writer import BATCH_CHARS, PartWriter, Row, is_whole, private_in, read_table
 from cygnet.corpus.parts import read_plan, rule_set
 from cygnet.corpus.read.problems import Problems
 from cygnet.corpus.scale import ScaleConfig, run_tasks
@@ -96,8 +96,8 @@ def _cut_rows(folder: Path, key: str, offset: int, config: DataConfig) -> Iterat
     repeated = np.load(folder / REPEATED)
     hashes, first_owners = repeated["hashes"], repeated["owners"]
     table = read_table(folder / f"{key}.arrow")
-    names = ("private", "kind", "rules", "copies")
-    known = zip(*(table.column(name).to_pylist() for name in names), strict=True)
+    columns = (table.column(name).to_pylist() for name in ("kind", "rules", "copies"))
+    known = zip(private_in(table), *columns, strict=True)
     for first, documents in _read_batches(folder / f"{key}.jsonl"):
         spans = _Spans(documents, config.repeated_spans)
         if len(hashes):
@@ -107,12 +107,12 @@ def _cut_rows(folder: Path, key: str, offset: int, config: DataConfig) -> Iterat
         else:
             goes = np.zeros(len(spans.hashes), bool)
         for i, document in enumerate(documents):
-            cut = spans.without(i, goes)
+            cut, whole = spans.without(i, goes), document.text
             private, kind, rules, copies = next(known)
-            if cut != document.text:
+            if cut != whole:
                 document = dataclasses.replace(document, text=cut, id=document_id(cut))
             of_web = rule_set(kind, rules, config) == "web"
-            yield Row(document, int(private), kind, of_web, rules, copies)
+            yield Row(document, private, kind, of_web, rules, copies, len(whole) - len(cut))
 
 
 class _Spans:

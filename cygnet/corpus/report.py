@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from cygnet.corpus import dedup, facts
+from cygnet.corpus.clean.privacy import KINDS
 from cygnet.corpus.clean.rules import BY_NAME, Rule
 from cygnet.corpus.decide import REASONS, Decision, Parts
 from cygnet.corpus.facts import Count
@@ -122,7 +123,8 @@ class Tally:
         lines += ["", "## By rule", "", *self._rule_table()]
         for name, label in COLUMNS.items():
             lines += ["", f"## By {label}", "", *self._share_table(name, label)]
-        lines += ["", "## Duplicates and private data", "", *self._other_lines()]
+        lines += ["", "## Duplicates and repeated lines", "", *self._duplicate_lines()]
+        lines += ["", "## Private data", "", *self._private_lines()]
         lines += ["", "## Problems while reading", "", *_problem_lines(problems)]
         lines += ["", "## Examples of what was dropped"]
         for outcome in RULES:
@@ -174,14 +176,26 @@ class Tally:
             ]
             yield f"| {_cell(word or 'not known')} | " + " | ".join(cells) + " |"
 
-    def _other_lines(self) -> Iterator[str]:
-        duplicates, private = self.facts["duplicates"], self.facts["private"]
+    def _duplicate_lines(self) -> Iterator[str]:
+        duplicates = self.facts["duplicates"]
         yield f"- {duplicates['clusters']:,} documents stand for duplicates that went;" + (
             f" the most for {max(duplicates['largest'] - 1, 0):,}"
         )
-        yield f"- private data found: {private['found']:,}, in {private['documents']:,} documents"
+        yield f"- {facts.Repeated(**self.facts['repeated']).told}"
         for item, count in self.facts["contaminated_by"].items():
             yield f"- {count:,} went because of {_cell(item)}"
+
+    def _private_lines(self) -> Iterator[str]:
+        private = self.facts["private"]
+        yield f"{private['found']:,} finds in {private['documents']:,} documents" + (
+            f"; private data is {facts.PRIVACY_TOLD[private['privacy']]}."
+        )
+        if private["by_kind"]:
+            yield "\n| kind | what | documents | finds |"
+            yield "|---|---|---:|---:|"
+        for kind, row in private["by_kind"].items():
+            what = f"[{kind.upper()}] | {_cell(KINDS[kind])}"
+            yield f"| {what} | {row['documents']:,} | {row['found']:,} |"
 
 
 def told(rules: Sequence[Rule]) -> dict[str, str]:
@@ -210,7 +224,16 @@ def _facts_of(table: DocumentTable, decision: Decision) -> dict[str, Any]:
             "largest": int(found.sizes.max(initial=0)),
             "by_size": dict(found.by_size()),
         },
-        "private": {"documents": documents, "found": finds},
+        "repeated": asdict(facts.repeated(table)),
+        "private": {
+            "documents": documents,
+            "found": finds,
+            "by_kind": {
+                kind: {"documents": each[0], "found": each[1]}
+                for kind, each in facts.private_by_kind(table).items()
+            },
+            "privacy": table.config.privacy,
+        },
         "contaminated_by": dict(facts.contaminated_by(table, MAX_SHARES)),
     }
 

@@ -118,6 +118,7 @@ def drawn_table(count: int, num_domains: int, text: str, seed: int = 0) -> Docum
         "domain": domains, "language": domains, "licence": domains,
         "kind": ["html"] * count, "rules": [""] * count,
         "is_conversation": [False] * count, "copies": [1] * count,
+        "repeated_chars": [0] * count,
         "position": rng.random(count), "bytes": numbers["chars"].astype(np.int64),
     }  # fmt: skip
     table = DocumentTable(

@@ -35,10 +35,10 @@ PLACES = ("content", "list", "reasoning", "arguments", "title", "tools")
 def test_private_data_is_masked_and_counted_wherever_it_may_be_learnt(place: str) -> None:
     cleaner = Cleaner(DataConfig())
     found = str(cleaner.document(conversation(place)).to_json())
-    assert MAIL not in found and "[EMAIL]" in found and cleaner.num_private == 1
+    assert MAIL not in found and "[EMAIL]" in found and cleaner.private == {"email": 1}
     counting = Cleaner(DataConfig(privacy="drop"))
     assert MAIL in str(counting.document(conversation(place)).to_json())
-    assert counting.num_private == 1
+    assert counting.private == {"email": 1}
 
 
 def test_names_stay_and_a_title_is_written_in_one_way() -> None:

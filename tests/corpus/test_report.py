@@ -5,10 +5,21 @@ from typing import Any
 import pytest
 
 from cygnet.corpus import dedup, facts
+from cygnet.corpus.pipeline import prepare
 from cygnet.corpus.read.problems import Problems
 from cygnet.corpus.report import Tally
+from cygnet.corpus.scale import ScaleConfig
+from cygnet.corpus.settings import DataConfig
 from cygnet.corpus.table import KEPT
-from tests.corpus.dirty_corpus import decided, drawn_table, parts_of, prepared, settings, table_of
+from tests.corpus.dirty_corpus import (
+    decided,
+    drawn_table,
+    parts_of,
+    prepared,
+    settings,
+    table_of,
+    write_rows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +68,8 @@ def test_every_distribution_adds_up_to_all_documents(report: dict[str, Any]) -> 
     duplicates = report["duplicates"]
     assert sum(duplicates["by_size"].values()) == duplicates["clusters"] > 0
     assert duplicates["largest"] == 3
-    assert report["private"] == {"documents": 5, "found": 5}
+    of_email = {"email": {"documents": 5, "found": 5}}
+    assert report["private"] == {"documents": 5, "found": 5, "by_kind": of_email, "privacy": "mask"}
     assert (
         sum(report["contaminated_by"].values())
         == report["waterfall"]["contaminated"]["documents"]
@@ -95,3 +107,44 @@ def test_markdown_and_json_tell_the_same(out: Path, report: dict[str, Any]) -> N
     for word, row in report["by"]["kind"].items():
         counts = [f"{row[side]['documents']:,}" for side in ("read", "kept")]
         assert f"| {word} | {' | '.join(counts)} |" in shown
+
+
+@pytest.fixture(scope="module")
+def footers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents with private data of several kinds, and a footer that all of them have."""
+    folder = tmp_path_factory.mktemp("footers")
+    telling = ["write to {}@mail.net and to {}.b@mail.net", "call +49 30 901820{}", "nothing {}"]
+    footer = "This footer stands below every single document."
+    rows = [
+        f"{telling[i % 3].format(i + 10, i + 10)} now, {i * i} {i**3} {i**5}.\n{footer}"
+        for i in range(60)
+    ]
+    write_rows(folder / "a.jsonl", rows)
+    config = DataConfig(paths=(str(folder / "a.jsonl"),), repeated_spans="line")
+    return prepare(config, folder / "out", ScaleConfig(workers=1))
+
+
+def test_private_data_is_told_by_kind_and_never_shown(footers: Path) -> None:
+    told = json.loads((footers / "report.json").read_text())["private"]
+    assert told["by_kind"] == {
+        "email": {"documents": 20, "found": 40},
+        "phone": {"documents": 20, "found": 20},
+    }
+    assert told["found"] == 60 and told["documents"] == 40
+    for name in ("report.md", "report.html"):
+        shown = (footers / name).read_text()
+        assert "[EMAIL]" in shown and "[PHONE]" in shown and "[IBAN]" not in shown
+        assert "@mail.net" not in shown and "901820" not in shown
+    assert "| [EMAIL] | e-mail addresses | 20 | 40 |" in (footers / "report.md").read_text()
+
+
+def test_both_reports_tell_what_was_taken_out_of_documents(footers: Path, out: Path) -> None:
+    report = json.loads((footers / "report.json").read_text())
+    chars = len("This footer stands below every single document.") + 1
+    told = {"documents": 59, "characters": 59 * chars, "spans": "line", "least": 10}
+    assert report["repeated"] == told
+    for name in ("report.md", "report.html"):
+        shown = (footers / name).read_text()
+        assert f"59 documents lost {59 * chars:,} characters" in shown
+        assert "lines that stand in 10 documents or more" in shown
+        assert "--corpus.repeated-spans" in (out / name).read_text()
