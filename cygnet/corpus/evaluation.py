@@ -29,6 +29,7 @@ from cygnet.progress import say, track
 RUN_WORDS = 13
 SHORT_WORDS = 8
 TEXT_FIELDS = ("question", "query", "problem", "prompt", "premise", "sentence", "input")
+PASSAGE_CHARS = 300
 NAMES, HASHES = "evaluation.json", "evaluation.npz"
 
 
@@ -43,10 +44,13 @@ class EvaluationSet:
     owners: dict[int, Ints]
     """The number of the item of each."""
 
-    def found_in(self, batch: TextBatch) -> tuple[NDArray[np.float64], list[str]]:
-        """Return of each document how many of its runs stand in items, and the source of one."""
+    def found_in(self, batch: TextBatch) -> tuple[NDArray[np.float64], list[str], list[str]]:
+        """Return of each document how many of its runs stand in items.
+
+        And the source of one of the items, and the first run that stands in it.
+        """
         counts = np.zeros(len(batch))
-        by = [""] * len(batch)
+        by, passages = [""] * len(batch), [""] * len(batch)
         for length, known in self.hashes.items():
             hashes, offsets = batch.ngrams(length)
             if not len(known) or not len(hashes):
@@ -56,8 +60,11 @@ class EvaluationSet:
             document = np.searchsorted(offsets, places, side="right") - 1
             counts += np.bincount(document, minlength=len(batch))
             for number, place in zip(document.tolist(), places.tolist(), strict=True):
-                by[number] = by[number] or self.items[self.owners[length][at[place]]]
-        return counts, by
+                if not by[number]:
+                    by[number] = self.items[self.owners[length][at[place]]]
+                    first = int(batch.word_offsets[number] + place - offsets[number])
+                    passages[number] = _passage(batch, number, first, length)
+        return counts, by, passages
 
     def save(self, folder: Path) -> None:
         """Write the set to a work folder."""
@@ -77,6 +84,14 @@ class EvaluationSet:
             {length: arrays[f"hashes_{length}"] for length in lengths},
             {length: arrays[f"owners_{length}"] for length in lengths},
         )
+
+
+def _passage(batch: TextBatch, document: int, first: int, length: int) -> str:
+    """Return a run of words as it is written."""
+    starts, ends = batch.word_spans
+    origin = int(batch.offsets[document])
+    text = batch.texts[document][starts[first] - origin : ends[first + length - 1] - origin]
+    return text[:PASSAGE_CHARS]
 
 
 def read_evaluation(config: DataConfig) -> EvaluationSet:

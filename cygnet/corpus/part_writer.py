@@ -38,6 +38,9 @@ GROUP_CHARS, MAX_ROWS = 1 << 20, 4096
 PRIVATE = "private_"
 """What the columns that count one kind of private data begin with."""
 
+CONTAMINATED = ("contaminated_by", "contaminated_passage")
+"""The columns that say which item of an evaluation set was found, and by which words."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -142,8 +145,8 @@ class PartWriter:
         compared = [comparable(row.document) for row in rows]
         whole = words if compared == texts else TextBatch(compared)
         if self._evaluation is not None:
-            counts, by = self._evaluation.found_in(whole)
-            numbers["contaminated"], numbers["contaminated_by"] = counts, np.array(by, object)
+            numbers["contaminated"], *told = self._evaluation.found_in(whole)
+            numbers |= zip(CONTAMINATED, (np.array(words, object) for words in told), strict=True)
         return numbers, fingerprints(whole)
 
     def _add(
@@ -183,7 +186,7 @@ class PartWriter:
             "phrases": np.concatenate([found.phrase_counts for found in prints]),
         }
         if self._evaluation is not None:
-            columns["contaminated_by"] = numbers.pop("contaminated_by")
+            columns |= {name: numbers.pop(name) for name in CONTAMINATED}
         for kind in KINDS:
             found = [row.private.get(kind, 0) for row in rows]
             columns[PRIVATE + kind] = np.minimum(found, 0xFFFF).astype(np.uint16)

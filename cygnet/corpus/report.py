@@ -13,6 +13,7 @@ from cygnet.corpus.clean.privacy import KINDS
 from cygnet.corpus.clean.rules import BY_NAME, Rule
 from cygnet.corpus.decide import REASONS, Decision, Parts
 from cygnet.corpus.facts import Count
+from cygnet.corpus.part_writer import CONTAMINATED
 from cygnet.corpus.read.problems import FILE, LOST, MENDED, Problems, deed
 from cygnet.corpus.settings import DataConfig
 from cygnet.corpus.table import KEPT, DocumentTable
@@ -85,6 +86,9 @@ class Tally:
             duplicate = decision.duplicates[number]
             of = parts.column("source")[duplicate.of]
             why = f"{duplicate.similarity:.2f} like {of}"
+        elif reason == "contaminated":
+            item, passage = (parts.column(name)[number] for name in CONTAMINATED)
+            why = f"{shortened(passage)!r} stands in {item}"
         elif reason in BY_NAME:
             value = decision.numbers[BY_NAME[reason].number][number]
             why = f"{BY_NAME[reason].number} is {value:.4g}"
@@ -247,15 +251,15 @@ def shortened(text: str, most: int = EXAMPLE_CHARS) -> str:
 def removed_rows(parts: Parts, decision: Decision) -> Iterator[dict[str, Any]]:
     """Yield a row for each document that goes: where it was read, why, and because of what."""
     sources = parts.column("source")
-    evaluation = parts.column("contaminated_by") if parts.has("contaminated_by") else None
+    contaminated = [parts.column(name) for name in CONTAMINATED if parts.has(name)]
     for number in np.flatnonzero(~np.isin(decision.outcome, KEPT)).tolist():
         reason = str(decision.outcome[number])
         row: dict[str, Any] = {"source": sources[number], "reason": reason}
         if number in decision.duplicates:
             duplicate = decision.duplicates[number]
             row |= {"of": sources[duplicate.of], "similarity": round(duplicate.similarity, 4)}
-        elif reason == "contaminated" and evaluation is not None:
-            row["of"] = evaluation[number]
+        elif reason == "contaminated" and contaminated:
+            row["of"], row["passage"] = (column[number] for column in contaminated)
         elif reason in BY_NAME:
             rule = BY_NAME[reason]
             value = float(decision.numbers[rule.number][number])

@@ -1,5 +1,6 @@
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,22 @@ def test_documents_with_passages_of_an_evaluation_set_go_and_are_named(tmp_path:
         ("a.jsonl:2", "exam.jsonl:2"),
         ("a.jsonl:3", "exam.jsonl:7"),
     ]
+    for row, text, length in zip(removed, spoilt.values(), (13, 13, 8), strict=True):
+        assert row["passage"] in text and len(re.findall(r"\w+", row["passage"])) == length
+
+
+def test_the_passage_itself_is_told_where_a_set_is_one_long_text(tmp_path: Path) -> None:
+    rng = random.Random(6)
+    exam = tmp_path / "exam.txt"
+    exam.write_text("\n".join(words(rng, 30) for _ in range(40)))
+    passage = " ".join(exam.read_text().split("\n")[23].split()[4:24])
+    rows = [{"text": words(rng, 60)} for _ in range(30)]
+    rows[7]["text"] += f" ({passage.title()})"
+    source = write(tmp_path / "a.jsonl", rows)
+    config = DataConfig(paths=(str(source),), heldout_share=0.1, evaluation=(str(exam),))
+    (row,) = read_jsonl(prepare(config, tmp_path / "out", ALONE) / REMOVED)
+    assert row["source"] == "a.jsonl:8" and row["of"] == "exam.txt"
+    assert row["passage"] == " ".join(passage.title().split()[:13])
 
 
 def test_a_changed_evaluation_set_is_seen(tmp_path: Path) -> None:
