@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from cygnet.corpus.clean.language_codes import CODES, nearest_codes
 from cygnet.corpus.clean.privacy import KINDS
 from cygnet.corpus.clean.rules import RULE_SETS, Rule, rules_with
 from cygnet.corpus.read.readers import MAX_CHARS
@@ -42,7 +43,8 @@ class DataConfig:
     thresholds: tuple[str, ...] = ()
     """Other thresholds for single rules, or none: `gopher_min_words=30 c4_curly_bracket=off`."""
     languages: tuple[str, ...] = ()
-    """Keep documents in these languages alone, as ISO 639-1 codes: `en zh`."""
+    """Keep documents in these languages alone, as ISO 639-1 codes: `en zh`; `und` is text without
+    letters."""
     quality_filter: str = ""
     """A filter of `cygnet data train-filter`; what it finds poor is dropped."""
     privacy: Literal["mask", "drop", "keep"] = "mask"
@@ -90,9 +92,12 @@ class DataConfig:
                     f"give some of {', '.join(KINDS)}"
                 )
         for language in self.languages:
-            if len(language) != 2 or not language.islower():
+            if language not in CODES:
+                near = ", ".join(map(repr, nearest_codes(language)))
                 raise UserError(
-                    f"languages: {language!r} is no ISO 639-1 code; give two letters, such as en"
+                    f"languages: no language {language!r} is told apart"
+                    f"{f' (did you mean {near}?)' if near else ''}; give ISO 639 codes such as "
+                    "en, zh, de"
                 )
         assert self.rules in ("auto", *RULE_SETS)
         rules_with(self.thresholds, self.min_chars)

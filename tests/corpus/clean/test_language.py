@@ -1,4 +1,5 @@
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,9 @@ from cygnet.corpus.clean.language import (
     languages,
     sample,
 )
+from cygnet.corpus.clean.language_codes import CODES, nearest_codes
+from cygnet.corpus.settings import DataConfig
+from cygnet.errors import UserError
 
 SENTENCES = {
     "ar": "كان يا ما كان في قديم الزمان ملك عادل يحكم مدينة كبيرة على شاطئ البحر",
@@ -118,3 +122,35 @@ def test_built_in_text_is_of_the_language_that_its_domain_names() -> None:
     answers = codes(*(text for _, text in named))
     right = sum(code == named[i][0] for i, code in enumerate(answers))
     assert right > 0.99 * len(named)
+
+
+def test_the_codes_are_those_that_a_text_can_have() -> None:
+    labels = set(map(str, _NaiveBayes.of_library().labels)) - {"zxx"}
+    assert set(CODES) == labels | {"ja", "ko", "zh", UNDETERMINED}
+    assert len(CODES) == len(set(CODES)) and list(CODES) == sorted(CODES)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("EN", "en"), ("eng", "en"), ("English", "en"), ("chinese", "zh"), ("cn", "zh"),
+        ("zh-CN", "zh"), ("jp", "ja"), ("deu", "de"), ("ger", "de"), ("pt_BR", "pt"),
+        ("nb", "no"), ("fre", "fr"), ("xx", "xh"), ("german", "de"),
+    ],
+)  # fmt: skip
+def test_a_code_that_is_none_is_refused_in_a_line_with_the_nearest(
+    word: str, expected: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        DataConfig(languages=("en", word))
+    told = str(error.value)
+    assert told.startswith(f"languages: no language {word!r}") and "\n" not in told
+    assert expected in re.findall(r"'([a-z]+)'", told.split("did you mean")[1])
+    assert nearest_codes(word)[0] == expected
+
+
+def test_every_code_is_taken_and_what_is_like_none_is_refused_too() -> None:
+    assert DataConfig(languages=CODES).languages == CODES
+    for word in ("", "1", "汉语", "*"):
+        with pytest.raises(UserError, match="codes such as en, zh, de"):
+            DataConfig(languages=(word,))
