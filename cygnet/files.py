@@ -24,6 +24,12 @@ TIMED = ("cost.json", "report.html")
 _seals: list[tuple[Path, frozenset[str]]] = []
 
 
+def cache_folder() -> Path:
+    """Return where what can be made again is kept for this user; it need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "cygnet"
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write `content` to `path` so that a crash leaves the old file or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)

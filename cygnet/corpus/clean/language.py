@@ -9,11 +9,16 @@ documents of a batch at once, with the same answers in a sixth of the time
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import itertools
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +26,7 @@ from numpy.typing import NDArray
 
 from cygnet.corpus.clean.words import LETTER, ONE, TextBatch
 from cygnet.errors import require
+from cygnet.files import cache_folder, write_atomic
 
 UNDETERMINED = "und"
 PLACES, CHARS_AT_PLACE = 3, 70
@@ -97,14 +103,15 @@ def _script_answer(letters: int, kana: int, han: int, hangul: int) -> tuple[str,
 class _NaiveBayes:
     """The library's model as arrays."""
 
-    labels: list[str]
+    labels: NDArray[np.str_]
+    """(labels)"""
     next_states: NDArray[np.int32]
     """(rows x 256), the state behind a row's state and a byte."""
     rows: NDArray[np.int32]
     """(states), 256 times the row of `next_states` that a state has."""
     features: NDArray[np.int32]
     """(states), the n-gram that ends in a state, or -1."""
-    weights: NDArray[np.float32]
+    weights: NDArray[np.float16]
     """(n-grams, labels), logarithms of probabilities."""
     bias: NDArray[np.float32]
     """(labels)"""
@@ -112,36 +119,61 @@ class _NaiveBayes:
     @staticmethod
     @lru_cache(maxsize=1)
     def of_library() -> _NaiveBayes:
-        """Load the model that comes with py3langid: half a second, about 150 MB."""
+        """Load the model that comes with py3langid, unpacked once for all (68 MB).
+
+        From then on its arrays lie in the user's cache, and all processes share them.
+        """
         library: Any = require("py3langid.langid", "data")
+        folder = cache_folder() / f"py3langid-{metadata.version('py3langid')}"
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            return _NaiveBayes._mapped(folder)
         model = library.LanguageIdentifier.from_model_file(library.MODEL_FILE)
-        return _NaiveBayes(
-            labels=list(model.nb_classes),
+        unpacked = _NaiveBayes(
+            labels=np.asarray(model.nb_classes),
             next_states=np.asarray(model.tk_nextmove).astype(np.int32),
             rows=np.asarray(model.tk_row, np.int32) * np.int32(256),
             features=np.asarray(model.tk_output, np.int32),
-            weights=np.asarray(model.nb_ptc, np.float32),
+            weights=np.asarray(model.nb_ptc, np.float16),
             bias=np.asarray(model.nb_pc, np.float32),
         )
+        with contextlib.suppress(OSError):
+            unpacked._save(folder)
+        return unpacked
+
+    @staticmethod
+    def _mapped(folder: Path) -> _NaiveBayes:
+        names = (field.name for field in dataclasses.fields(_NaiveBayes))
+        return _NaiveBayes(
+            **{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+        )
+
+    def _save(self, folder: Path) -> None:
+        for field in dataclasses.fields(self):
+            content = io.BytesIO()
+            np.save(content, getattr(self, field.name))
+            write_atomic(folder / f"{field.name}.npy", content.getvalue())
 
     def languages(self, samples: Sequence[str]) -> list[tuple[str, float]]:
         """Return the most probable label of each text and its probability."""
         texts = [_as_bytes(text) for text in samples]
         scores = np.tile(self.bias, (len(texts), 1))
         for document, ngrams, counts in self._ngrams(texts):
-            scores[document] += np.log1p(counts) @ self.weights.take(ngrams, axis=0)
+            scores[document] += np.log1p(counts) @ self.weights.take(ngrams, axis=0).astype(
+                np.float32
+            )
         # n-grams overlap, so the sum is overconfident; the root of the length evens that out.
         scores /= np.sqrt([[max(len(text), 1)] for text in texts])
         probabilities = np.exp(scores - scores.max(axis=1, keepdims=True))
         probabilities /= probabilities.sum(axis=1, keepdims=True)
-        for i, label in enumerate(self.labels):
-            first = self.labels.index(label)
+        labels = self.labels.tolist()
+        for i, label in enumerate(labels):
+            first = labels.index(label)
             if first < i:  # a language in two scripts
                 probabilities[:, first] += probabilities[:, i]
                 probabilities[:, i] = 0
         best = probabilities.argmax(axis=1).tolist()
         return [
-            (UNDETERMINED if self.labels[i] == "zxx" else self.labels[i], round(float(row[i]), 3))
+            (UNDETERMINED if labels[i] == "zxx" else labels[i], round(float(row[i]), 3))
             for i, row in zip(best, probabilities, strict=True)
         ]
 

@@ -8,6 +8,7 @@ their surroundings alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -20,21 +21,33 @@ AROUND, MOST_BEHIND = 16, 6
 
 
 def mended(text: str) -> str:
-    """Return the text with encoding accidents such as "cafÃ©" undone."""
-    if text.isascii() or not _is_garbled(text):
+    """Return the text with encoding accidents such as "cafÃ©" undone, line by line.
+
+    A line of another encoding than the rest is mended alone; ftfy's doubts grow with the length.
+    """
+    if text.isascii():
         return text
-    return str(require("ftfy", "data").fix_encoding(text))
+    parts, at = [], 0
+    for start, end in _garbled_lines(text):
+        parts += [text[at:start], str(require("ftfy", "data").fix_encoding(text[start:end]))]
+        at = end
+    return "".join([*parts, text[at:]]) if parts else text
 
 
-def _is_garbled(text: str) -> bool:
+def _garbled_lines(text: str) -> Iterator[tuple[int, int]]:
     is_bad = require("ftfy.badness", "data").is_bad
-    at = 0
+    at = end = 0
     for place in suspicious(text).tolist():
-        if place + MOST_BEHIND > at:  # else it was looked at with the last one
-            at = place + AROUND
-            if is_bad(text[max(place - AROUND, 0) : at]):
-                return True
-    return False
+        if place + MOST_BEHIND <= at:  # it was looked at with the last one
+            continue
+        if place >= end:
+            start = text.rfind("\n", 0, place) + 1
+            end = text.find("\n", place)
+            end = end if end >= 0 else len(text)
+        at = min(place + AROUND, end)
+        if is_bad(text[max(place - AROUND, start) : at]):
+            yield start, end
+            at = end + MOST_BEHIND  # the rest of the line is mended with it
 
 
 def suspicious(text: str) -> NDArray[np.int64]:
@@ -45,7 +58,12 @@ def suspicious(text: str) -> NDArray[np.int64]:
     """
     codes = np.frombuffer(f"{text}\0\0\0".encode("utf-32-le", "surrogatepass"), np.uint32)
     places = np.flatnonzero(codes >= 0x80)
-    roles = [_roles()[np.minimum(codes[places + behind], _LAST)] for behind in range(4)]
+    is_control = codes[places] < 0xA0
+    # In sound text few characters pass this, and few of their neighbours.
+    chosen = (_roles_of(codes[places]) & _ANY_BEGIN) > 0
+    chosen[chosen] = (_roles_of(codes[places[chosen] + 1]) & _ANY_FURTHER) > 0
+    lone, places = places[is_control & ~chosen], places[chosen]
+    roles = [_roles_of(codes[places + behind]) for behind in range(4)]
 
     def role(number: int, behind: int) -> NDArray[np.uint64]:
         return roles[behind] >> np.uint64(number * _ENCODINGS) & _MASK
@@ -57,7 +75,12 @@ def suspicious(text: str) -> NDArray[np.int64]:
     found |= role(_BEGINS_3, 0) & (more[1] & some[2] | lost[1] & more[2])
     rest = more[1] & some[2] & some[3] | lost[1] & (more[2] & some[3] | lost[2] & more[3])
     found |= role(_BEGINS_4, 0) & rest
-    return places[(found > 0) | (codes[places] < 0xA0)]
+    places = places[(found > 0) | (codes[places] < 0xA0)]
+    return np.sort(np.concatenate([places, lone])) if len(lone) else places
+
+
+def _roles_of(codes: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    return _roles()[np.minimum(codes, _LAST)]
 
 
 _BEGINS_2, _BEGINS_3, _BEGINS_4, _BEFORE_SPACE, _MORE, _LOST = range(6)
@@ -65,6 +88,8 @@ _BEGINS_2, _BEGINS_3, _BEGINS_4, _BEFORE_SPACE, _MORE, _LOST = range(6)
 space; a further byte of one; one that was lost. For each role a bit an encoding."""
 _ENCODINGS = 10
 _MASK = np.uint64((1 << _ENCODINGS) - 1)
+_ANY_BEGIN = np.uint64((1 << 4 * _ENCODINGS) - 1)
+_ANY_FURTHER = _MASK << np.uint64(_MORE * _ENCODINGS) | _MASK << np.uint64(_LOST * _ENCODINGS)
 _LAST = 0xFFFF
 
 

@@ -42,13 +42,12 @@ def normalize(text: str, chinese: Chinese = "as_is") -> str:
     blank lines become two. Indentation and full-width punctuation stay as they are. By choice
     Chinese is written in simplified or traditional characters (OpenCC).
     """
-    for _ in range(MAX_ROUNDS):  # a repair may uncover another, and so may the space that goes
+    for _ in range(MAX_ROUNDS):  # a repair may uncover another
+        text = _tidied(text)
         repaired = _repaired(text)
-        tidied = _tidied(repaired)
-        is_done = tidied == text or (repaired == text and text.isascii())
-        text = tidied
-        if is_done:
+        if repaired == text:
             break
+        text = repaired
     if chinese != "as_is" and _HAN.search(text):
         return str(_converter(chinese).convert(text))
     return text
@@ -63,10 +62,9 @@ def _converter(chinese: Chinese) -> Any:
 
 def _repaired(text: str) -> str:
     text = text.replace("\r\n", "\n")
-    if not text.isascii():
-        text = SURROGATE.sub("\ufffd", mended(text))
+    text = mended(text)
     if _TO_MEND.search(text):
-        text = text.translate(_CONTROL)
+        text = SURROGATE.sub("\ufffd", text).translate(_CONTROL)
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
 
 

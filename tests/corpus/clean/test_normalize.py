@@ -75,4 +75,10 @@ def test_the_quick_look_misses_nothing_that_ftfy_would_mend(
     garbled = garbled.replace("\xa0", space)
     for text in (around, f"{around} {garbled}", f"{garbled}\n{around}"):
         if not any("\ud800" <= char <= "\udfff" for char in text):
-            assert mended(text) == (ftfy.fix_encoding(text) if is_bad(text) else text)
+            lines = text.split("\n")
+            fixed = [ftfy.fix_encoding(line) if is_bad(line) else line for line in lines]
+            assert mended(text) == "\n".join(fixed)
+
+
+def test_a_garbled_line_is_mended_among_lines_of_other_scripts() -> None:
+    assert normalize("天鹅\ncafÃ© au lait\nПривет") == "天鹅\ncafé au lait\nПривет"
