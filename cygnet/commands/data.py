@@ -11,7 +11,7 @@ from typing import ClassVar
 from cygnet.commands.token_counts import count_tokens
 from cygnet.corpus import builtin
 from cygnet.corpus.clean.rules import RULES
-from cygnet.corpus.page import PAGE, TokenCount, put_tokens
+from cygnet.corpus.page import PAGE, TokenCount, epochs_differ, put_tokens
 from cygnet.corpus.parts import read_plan
 from cygnet.corpus.pipeline import parts_folder, prepare
 from cygnet.corpus.scale import ScaleConfig
@@ -113,12 +113,15 @@ def _rule_lines(config: DataConfig) -> Iterator[str]:
 
 
 def _token_lines(counts: Sequence[TokenCount]) -> Iterator[str]:
+    in_epoch = epochs_differ(counts)
     rows = [
         [
             f"{count.kind} {count.name}".strip(), f"{count.documents:,}", f"{count.bytes:,}",
-            count.told, f"{count.bytes / max(count.tokens, 1):.2f}", f"{count.sampled:,}",
+            *count.told(in_epoch), f"{count.bytes / max(count.tokens, 1):.2f}",
+            f"{count.sampled:,}",
         ]
         for count in counts
     ]  # fmt: skip
-    headings = ("training text", "documents", "bytes", "tokens", "bytes per token", "counted")
+    tokens = ("tokens", "tokens in an epoch")[: 1 + in_epoch]
+    headings = ("training text", "documents", "bytes", *tokens, "bytes per token", "counted")
     yield from aligned(headings, rows)

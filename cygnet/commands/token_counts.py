@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,8 @@ def count_tokens(
 
     Of many documents a sample is counted, drawn anew in each domain and language; what a part has
     is its bytes times the tokens for a byte of its sample (a ratio estimate), with the standard
-    error that goes with it (Cochran, "Sampling Techniques", 3rd edition, equation 6.13).
+    error that goes with it (Cochran, "Sampling Techniques", 3rd edition, equation 6.13). Those of
+    an epoch are estimated in the same way from bytes and tokens times copies.
 
     Args:
         table: of the data folder.
@@ -52,8 +53,9 @@ def count_tokens(
     is_counted = np.zeros(len(rows), bool)
     is_counted[chosen] = True
     names, stratum = np.unique(strata, return_inverse=True)
+    copies = table.column("copies")[rows].astype(np.float64)
     found = [
-        _estimate(tokens[inside & is_counted], num_bytes[inside & is_counted], num_bytes[inside])
+        Estimate.of(tokens[inside], num_bytes[inside], copies[inside], is_counted[inside])
         for inside in (stratum == i for i in range(len(names)))
     ]
     counts = [_sum("all", "", found)]
@@ -104,23 +106,53 @@ def _tokens_of(path: Path, chosen: NDArray[np.int64], tokenizer: Tokenizer) -> I
     yield from map(len, tokenizer.encode_batch(batch))
 
 
-Estimate = tuple[int, float, float, float, int]
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a stratum has."""
+
+    documents: int
+    bytes: float
+    tokens: float
+    variance: float
+    counted: int
+    """How many of its documents were counted."""
+    epoch_tokens: float
+    epoch_variance: float
+
+    @classmethod
+    def of(
+        cls,
+        tokens: NDArray[np.float64],
+        num_bytes: NDArray[np.float64],
+        copies: NDArray[np.float64],
+        is_counted: NDArray[np.bool_],
+    ) -> Estimate:
+        """Estimate it; all arrays are of its documents."""
+        once = _ratio_estimate(tokens, num_bytes, is_counted)
+        epoch = _ratio_estimate(tokens * copies, num_bytes * copies, is_counted)
+        return cls(len(tokens), float(num_bytes.sum()), *once, int(is_counted.sum()), *epoch)
 
 
-def _estimate(tokens: NDArray[Any], counted: NDArray[Any], all_bytes: NDArray[Any]) -> Estimate:
-    """Return documents, bytes, tokens, their variance, and how many were counted."""
-    n, total = len(tokens), len(all_bytes)
+def _ratio_estimate(
+    tokens: NDArray[np.float64], num_bytes: NDArray[np.float64], is_counted: NDArray[np.bool_]
+) -> tuple[float, float]:
+    """Return the sum of tokens and its variance."""
+    n, total, counted = int(is_counted.sum()), len(tokens), num_bytes[is_counted]
+    if n == total:
+        return float(tokens.sum()), 0.0
+    tokens = tokens[is_counted]
     ratio = float(tokens.sum()) / max(float(counted.sum()), 1.0)
     variance = 0.0
-    if 1 < n < total:
+    if n > 1:
         spread = float(((tokens - ratio * counted) ** 2).sum()) / (n - 1)
         variance = total**2 * (1 - n / total) * spread / n
-    return total, float(all_bytes.sum()), ratio * float(all_bytes.sum()), variance, n
+    return ratio * float(num_bytes.sum()), variance
 
 
 def _sum(kind: str, name: str, found: list[Estimate]) -> TokenCount:
-    documents, num_bytes, tokens, variance, counted = map(sum, zip(*found, strict=True))
+    sums = {field.name: sum(getattr(e, field.name) for e in found) for field in fields(Estimate)}
     return TokenCount(
-        kind, name, int(documents), int(num_bytes), float(tokens), float(variance) ** 0.5,
-        int(counted),
+        kind, name, sums["documents"], int(sums["bytes"]), sums["tokens"],
+        float(sums["variance"]) ** 0.5, sums["counted"], sums["epoch_tokens"],
+        float(sums["epoch_variance"]) ** 0.5,
     )  # fmt: skip

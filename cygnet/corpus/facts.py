@@ -22,7 +22,7 @@ REASON_NAMES = (*(name for name in BY_NAME if name != LAST_RULE), *REASONS, *ded
 NEAR = "near_duplicate"
 OTHERS = "others"
 PRIVACY_TOLD = {
-    "mask": "masked: each find is such a word now",
+    "mask": "masked: each find became a word like [EMAIL]",
     "drop": "a reason to drop a document",
     "keep": "not looked for",
 }

@@ -432,11 +432,23 @@ class TokenCount:
     """The standard error of `tokens`; 0 where every document was counted."""
     sampled: int
     """How many documents were counted."""
+    epoch_tokens: float
+    """What training sees in an epoch: a document counts as often as it is seen."""
+    epoch_error: float
+    """The standard error of `epoch_tokens`."""
 
-    @property
-    def told(self) -> str:
-        """The tokens in words, with their standard error."""
-        return f"{self.tokens:,.0f}" + (f" ± {self.error:,.0f}" if self.error else "")
+    def told(self, in_epoch: bool) -> list[str]:
+        """The tokens in words, with their standard error; by choice those of an epoch too."""
+        pairs = [(self.tokens, self.error), (self.epoch_tokens, self.epoch_error)]
+        return [
+            f"{tokens:,.0f}" + (f" ± {error:,.0f}" if error else "")
+            for tokens, error in pairs[: 1 + in_epoch]
+        ]
+
+
+def epochs_differ(counts: Sequence[TokenCount]) -> bool:
+    """Say whether an epoch sees some documents more than once."""
+    return any(count.epoch_tokens != count.tokens for count in counts)
 
 
 def put_tokens(path: Path, counts: Sequence[TokenCount], tokenizer: str) -> None:
@@ -447,16 +459,20 @@ def put_tokens(path: Path, counts: Sequence[TokenCount], tokenizer: str) -> None
     shown = f"<p>Of the training text, by <code>{markup.text(tokenizer, 200)}</code>."
     if any(count.error for count in counts):
         shown += " Counted on a sample, with the standard error of the estimate."
+    in_epoch = epochs_differ(counts)
+    if in_epoch:
+        shown += " In an epoch a document counts as often as its source's weight has it seen."
     rows = [
         [
             count.name if count.kind != "all" else "all",
             count.kind if count.kind != "all" else "",
-            f"{count.documents:,}", size(count.bytes), count.told,
+            f"{count.documents:,}", size(count.bytes), *count.told(in_epoch),
             f"{count.bytes / max(count.tokens, 1):.2f}", f"{count.sampled:,}",
         ]
         for count in counts
     ]  # fmt: skip
-    headings = ("part", "by", "documents", "bytes", "tokens", "bytes per token", "counted")
+    tokens = ("tokens", "tokens in an epoch")[: 1 + in_epoch]
+    headings = ("part", "by", "documents", "bytes", *tokens, "bytes per token", "counted")
     shown += "</p>\n" + markup.table(headings, rows, words=(1,))
     write_atomic(path, before + TOKENS[0] + shown + TOKENS[1] + after)
 

@@ -88,6 +88,53 @@ def test_tokens_are_counted_exactly_where_there_are_few(out: Path, tokenizer: To
             assert sum(getattr(part, unit) for part in parts) == pytest.approx(whole)
 
 
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of one domain seen three times an epoch, one one and a half times, one once."""
+    folder = tmp_path_factory.mktemp("weighted")
+    rng = np.random.default_rng(5)
+    for name, length in (("often", 9), ("half", 30), ("once", 80)):
+        rows = [" ".join(map(str, rng.integers(0, 10**6, length))) for _ in range(60)]
+        write_rows(folder / f"{name}.jsonl", rows)
+    lines = [("often", "epochs: 3"), ("half", "weight: 1.5"), ("once", "weight: 1")]
+    sources = "".join(f"- path: {name}.jsonl\n  {told}\n" for name, told in lines)
+    (folder / "sources.yaml").write_text(sources)
+    data("--data", folder / "sources.yaml", "--out", folder / "out", "--scale.workers", 1)
+    return folder / "out"
+
+
+def test_an_epochs_tokens_are_those_that_training_sees(
+    weighted: Path, tokenizer: Tokenizer
+) -> None:
+    counts = {count.name: count for count in count_tokens(table_of(weighted), weighted, tokenizer)}
+    for domain, least, most in (("often", 3, 3), ("half", 1, 2), ("once", 1, 1)):
+        rows = [row for row in read_jsonl(weighted / TRAIN) if row["domain"] == domain]
+        lengths = [len(tokenizer.encode(row["text"])) for row in rows]
+        copies = [row.get("copies", 1) for row in rows]
+        assert (min(copies), max(copies)) == (least, most)
+        count = counts[domain]
+        assert count.tokens == pytest.approx(sum(lengths))
+        assert count.epoch_tokens == pytest.approx(np.dot(lengths, copies)) and not count.error
+    parts = [count.epoch_tokens for count in counts.values() if count.kind == "domain"]
+    assert counts[""].epoch_tokens == pytest.approx(sum(parts))
+    assert counts[""].epoch_tokens > counts[""].tokens
+
+
+def test_both_are_shown_where_they_differ(
+    weighted: Path, tokenizer: Tokenizer, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    tokenizer.save(tmp_path / "tokenizer")
+    once = weighted.parent / "once.jsonl", tmp_path / "plain", False
+    for source, folder, is_shown in ((weighted.parent / "sources.yaml", weighted, True), once):
+        words = ("--data", source, "--out", folder, "--scale.workers", 1)
+        data(*words, "--tokenizer", tmp_path / "tokenizer")
+        total = count_tokens(table_of(folder), folder, tokenizer)[0]
+        for shown in (capsys.readouterr().out, (folder / PAGE).read_text()):
+            assert ("in an epoch" in shown) == is_shown
+            assert (f"{total.epoch_tokens:,.0f}" in shown) and f"{total.tokens:,.0f}" in shown
+
+
 def test_a_sample_is_within_its_standard_error(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +178,8 @@ def test_a_tokenizer_brings_its_counts_onto_the_page(
     shown = capsys.readouterr()
     assert "bytes per token" in shown.out and "up to date" in shown.err
     total = count_tokens(table_of(built), built, tokenizer)[0]
-    assert total.told in (built / PAGE).read_text() and total.told in shown.out
+    told = total.told(False)[0]
+    assert told in (built / PAGE).read_text() and told in shown.out
     with pytest.raises(SystemExit):
         data("--data", raw, "--out", built, "--tokenizer", tmp_path / "none")
     assert "no tokenizer.json" in capsys.readouterr().err

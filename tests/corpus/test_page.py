@@ -190,7 +190,7 @@ def test_token_counts_take_the_place_of_those_before(page: Path, tmp_path: Path)
     before = copy.read_text()
     assert "no tokenizer was given" in before
     for tokens in (1234.0, 5678.0):
-        count = TokenCount("domain", HOSTILE, 3, 9000, tokens, 7.0, 2)
+        count = TokenCount("domain", HOSTILE, 3, 9000, tokens, 7.0, 2, tokens, 7.0)
         put_tokens(copy, [count], HOSTILE)
     found = is_harmless(copy.read_text())
     assert "5,678 ± 7" in found.text and "1,234 ± 7" not in found.text
