@@ -121,6 +121,28 @@ def shares(table: DocumentTable, column: str | Category, most: int) -> list[Shar
 
 
 @dataclass(frozen=True, slots=True)
+class Epoch:
+    """How much training text of a domain there is, and how much an epoch sees."""
+
+    documents: int
+    bytes: int
+    seen_documents: int
+    seen_bytes: int
+
+
+def epoch(table: DocumentTable) -> dict[str, Epoch]:
+    """Return what an epoch holds of each domain; nothing where it sees every document once."""
+    is_train, copies = table.outcome == "train", table.column("copies")
+    if (copies[is_train] == 1).all():
+        return {}
+    domain = table.category("domain")
+    weights = np.ones(len(table)), table.bytes, copies, copies * table.bytes
+    counts = np.stack([domain.counts(weight, is_train) for weight in weights], axis=1)
+    order = np.argsort(-counts[:, 3], kind="stable").tolist()
+    return {domain.names[i]: Epoch(*counts[i].tolist()) for i in order if counts[i, 0]}
+
+
+@dataclass(frozen=True, slots=True)
 class Lengths:
     """How many documents have lengths from 2**i up to 2**(i + 1) characters."""
 

@@ -147,6 +147,7 @@ def _waterfall(table: DocumentTable) -> Iterator[str]:
     yield f'<div class="card">{markup.bars(rows, total[1])}</div>\n'
     yield "<h3>By domain, in bytes</h3>\n" + f'<div class="scroll">{_flows(table)}</div>\n'
     yield _source_table(table)
+    yield _epoch_table(table)
 
 
 def _legend() -> str:
@@ -212,6 +213,25 @@ def _source_table(table: DocumentTable) -> str:
     rows = [_share_row(share) for share in found]
     return "<h3>The largest files</h3>\n" + markup.table(
         ("file", "documents read", "kept", "bytes read", "kept", "share kept"), rows
+    )
+
+
+def _epoch_table(table: DocumentTable) -> str:
+    found = facts.epoch(table)
+    if not found:
+        return ""
+    total = sum(row.seen_bytes for row in found.values())
+    rows = [
+        [
+            name, f"{row.documents:,}", f"{row.seen_documents:,}",
+            size(row.bytes), size(row.seen_bytes), markup.share(row.seen_bytes, total),
+        ]
+        for name, row in list(found.items())[:MAX_SOURCES]
+    ]  # fmt: skip
+    return (
+        "<h3>An epoch of training</h3>\n"
+        + markup.note("A document is seen as often as the weight of its source says.")
+        + markup.table(("domain", "documents", "seen", "bytes", "seen", "share"), rows)
     )
 
 

@@ -124,6 +124,8 @@ class Tally:
         """Return `report.md`."""
         lines = ["# What became of the text", "", *self._waterfall_table()]
         lines += ["", "## By domain", "", *self._domain_table()]
+        if self.facts["epoch"]:
+            lines += ["", "## An epoch", "", *self._epoch_table()]
         lines += ["", "## By rule", "", *self._rule_table()]
         for name, label in COLUMNS.items():
             lines += ["", f"## By {label}", "", *self._share_table(name, label)]
@@ -157,6 +159,17 @@ class Tally:
             cells = [f"{row[column].documents:,}" for column in columns]
             cells += [f"{row[kept].bytes:,}" for kept in KEPT]
             yield f"| {_cell(domain)} | " + " | ".join(cells) + " |"
+
+    def _epoch_table(self) -> Iterator[str]:
+        yield "A document is seen as often as the weight of its source says."
+        yield "\n| domain | documents | seen | bytes | seen | share of the epoch |"
+        yield "|---" + "|---:" * 5 + "|"
+        rows = {name: facts.Epoch(**row) for name, row in self.facts["epoch"].items()}
+        total = sum(row.seen_bytes for row in rows.values())
+        for name, row in rows.items():
+            counts = (row.documents, row.seen_documents, row.bytes, row.seen_bytes)
+            cells = " | ".join(f"{count:,}" for count in counts)
+            yield f"| {_cell(name)} | {cells} | {row.seen_bytes / total:.1%} |"
 
     def _rule_table(self) -> Iterator[str]:
         yield "| rule | drops a document with | held against | break it | go because of it |" + (
@@ -222,6 +235,7 @@ def _facts_of(table: DocumentTable, decision: Decision) -> dict[str, Any]:
             }
             for column in COLUMNS
         },
+        "epoch": {name: asdict(share) for name, share in facts.epoch(table).items()},
         "lengths": {"read": lengths.read, "kept": lengths.kept},
         "duplicates": {
             "clusters": len(found.kept),

@@ -11,6 +11,7 @@ from cygnet.corpus.report import Tally
 from cygnet.corpus.scale import ScaleConfig
 from cygnet.corpus.settings import DataConfig
 from cygnet.corpus.table import KEPT
+from cygnet.files import read_jsonl
 from tests.corpus.dirty_corpus import (
     decided,
     drawn_table,
@@ -148,3 +149,24 @@ def test_both_reports_tell_what_was_taken_out_of_documents(footers: Path, out: P
         assert f"59 documents lost {59 * chars:,} characters" in shown
         assert "lines that stand in 10 documents or more" in shown
         assert "--corpus.repeated-spans" in (out / name).read_text()
+
+
+def test_weights_are_seen_in_what_an_epoch_holds(tmp_path: Path, out: Path) -> None:
+    for name in ("often", "once"):
+        rows = [f"{name} {i} {i * i} {i**3} {i**5} and so on" for i in range(60)]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    sources = "- path: often.jsonl\n  weight: 3\n- once.jsonl\n"
+    (tmp_path / "sources.yaml").write_text(sources)
+    config = DataConfig(paths=(str(tmp_path / "sources.yaml"),))
+    folder = prepare(config, tmp_path / "out", ScaleConfig(workers=1))
+    told = json.loads((folder / "report.json").read_text())["epoch"]
+    rows = list(read_jsonl(folder / "train.jsonl.zst"))
+    for name, copies in (("often", 3), ("once", 1)):
+        mine = [len(row["text"].encode()) for row in rows if row["domain"] == name]
+        assert told[name] == {
+            "documents": len(mine), "bytes": sum(mine),
+            "seen_documents": copies * len(mine), "seen_bytes": copies * sum(mine),
+        }  # fmt: skip
+    for name in ("report.md", "report.html"):
+        assert "An epoch" in (folder / name).read_text()
+        assert "An epoch" not in (out / name).read_text()
