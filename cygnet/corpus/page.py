@@ -325,7 +325,7 @@ def _cluster(table: DocumentTable, kept: int, count: int) -> str:
         f"{table.word('source', int(i))} ({table.similarity[i]:.2f})" for i in goes[:MAX_CLUSTERS]
     ]
     more = f" and {len(goes) - len(places):,} more" if len(goes) > len(places) else ""
-    body = markup.sample(table.word("source", kept), "is kept", table.text_of(kept), "stayed")
+    body = markup.sample(table.word("source", kept), "is kept", table.excerpt(kept), "stayed")
     body += "".join(
         f'<div class="small soft">{markup.text(place, markup.SOURCE_CHARS)}</div>\n'
         for place in places

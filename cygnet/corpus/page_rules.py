@@ -94,4 +94,4 @@ def _samples(table: DocumentTable, rule: Rule, shown: NDArray[np.int64]) -> Iter
 def _sample(table: DocumentTable, rule: Rule, number: int, kind: str) -> str:
     value = float(table.numbers[rule.number][number])
     why = f"{'dropped' if kind == 'went' else 'kept'}: {rule.number} is {value:,.4g}"
-    return markup.sample(table.word("source", number), why, table.text_of(number), kind)
+    return markup.sample(table.word("source", number), why, table.excerpt(number), kind)

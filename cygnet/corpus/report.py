@@ -59,7 +59,7 @@ class Tally:
         for name in table.outcomes.names:
             if name in RULES:
                 for number in np.flatnonzero(decision.outcome == name)[:MAX_EXAMPLES].tolist():
-                    tally._add_example(name, parts, decision, number)
+                    tally._add_example(name, table, decision, number)
         return tally
 
     def _count(self, table: DocumentTable) -> None:
@@ -79,21 +79,25 @@ class Tally:
                     cell = Count(*(int(count[i, j]) for count in counts))
                     self.outcomes.setdefault(result, {})[name] = cell
 
-    def _add_example(self, reason: str, parts: Parts, decision: Decision, number: int) -> None:
-        document = parts.document(number)
+    def _add_example(
+        self, reason: str, table: DocumentTable, decision: Decision, number: int
+    ) -> None:
         why = ""
         if number in decision.duplicates:
             duplicate = decision.duplicates[number]
-            of = parts.column("source")[duplicate.of]
-            why = f"{duplicate.similarity:.2f} like {of}"
+            why = f"{duplicate.similarity:.2f} like {table.word('source', duplicate.of)}"
         elif reason == "contaminated":
-            item, passage = (parts.column(name)[number] for name in CONTAMINATED)
+            item, passage = (table.word(name, number) for name in CONTAMINATED)
             why = f"{shortened(passage)!r} stands in {item}"
         elif reason in BY_NAME:
             value = decision.numbers[BY_NAME[reason].number][number]
             why = f"{BY_NAME[reason].number} is {value:.4g}"
         self.examples.setdefault(reason, []).append(
-            {"source": document.source, "why": why, "text": shortened(document.text)}
+            {
+                "source": table.word("source", number),
+                "why": why,
+                "text": shortened(table.excerpt(number) or ""),
+            }
         )
 
     def count(self, outcome: str, domain: str | None = None) -> Count:

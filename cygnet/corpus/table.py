@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cygnet.corpus.clean.measure import MOSTLY_HAN
+from cygnet.corpus.clean.privacy import mask
 from cygnet.corpus.clean.rules import RULE_SETS, Rule, broken
 from cygnet.corpus.decide import Decision, Parts
 from cygnet.corpus.manifest import NUMBERS
@@ -61,7 +62,7 @@ class DocumentTable:
     numbers: dict[str, NDArray[Any]]
     """What rules are held against."""
     text_of: Callable[[int], str | None]
-    """Gives a document's text by its number, or None where it is not at hand."""
+    """Gives a document's text by its number, or None where it is not at hand; for `excerpt`."""
 
     @classmethod
     def of(cls, parts: Parts, decision: Decision, config: DataConfig) -> DocumentTable:
@@ -142,6 +143,12 @@ class DocumentTable:
         import pyarrow
 
         return _category(pyarrow.chunked_array([pyarrow.array(self.outcome, pyarrow.string())]))
+
+    def excerpt(self, number: int) -> str | None:
+        """Return a document's text as it may be shown: private data that it went for is masked."""
+        text = self.text_of(number)
+        is_private = self.config.privacy == "drop" and self.numbers["private"][number] > 0
+        return mask(text, self.config.private)[0] if text is not None and is_private else text
 
     def column(self, name: str) -> NDArray[Any]:
         """Return a column of numbers."""

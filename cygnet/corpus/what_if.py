@@ -113,7 +113,7 @@ class WhatIf:
         steps = np.linspace(0, len(numbers) - 1, min(MAX_SAMPLES, len(numbers)))
         for number in numbers[steps.astype(np.int64)].tolist():
             yield f"- {self.table.word('source', number)}: {self._told(number)}"
-            text = self.table.text_of(number)
+            text = self.table.excerpt(number)
             yield f"    {'(its text is no longer at hand)' if text is None else shortened(text)}"
 
     def _told(self, number: int) -> str:

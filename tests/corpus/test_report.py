@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 
 from cygnet.corpus import dedup, facts
-from cygnet.corpus.pipeline import prepare
+from cygnet.corpus.pipeline import parts_folder, prepare
 from cygnet.corpus.read.problems import Problems
 from cygnet.corpus.report import Tally
 from cygnet.corpus.scale import ScaleConfig
 from cygnet.corpus.settings import DataConfig
-from cygnet.corpus.table import KEPT
+from cygnet.corpus.table import KEPT, DocumentTable
+from cygnet.corpus.what_if import what_if
 from cygnet.files import read_jsonl
 from tests.corpus.dirty_corpus import (
     decided,
@@ -170,3 +171,17 @@ def test_weights_are_seen_in_what_an_epoch_holds(tmp_path: Path, out: Path) -> N
     for name in ("report.md", "report.html"):
         assert "An epoch" in (folder / name).read_text()
         assert "An epoch" not in (out / name).read_text()
+
+
+def test_private_data_that_documents_went_for_is_shown_nowhere(tmp_path: Path) -> None:
+    rows = [f"{i} {i * i} {i**3} {i**5} and so on" for i in range(60)]
+    rows += [f"write to jane{i}@mail.net on {i * 7} {i**3} now" for i in range(4)]
+    write_rows(tmp_path / "a.jsonl", rows)
+    config = DataConfig(paths=(str(tmp_path / "a.jsonl"),), privacy="drop")
+    folder = prepare(config, tmp_path / "out", ScaleConfig(workers=1))
+    for name in ("report.md", "report.html", "report.json"):
+        shown = (folder / name).read_text()
+        assert "write to [EMAIL] on" in shown and "mail.net" not in shown
+    found = what_if(DocumentTable.load(folder, parts_folder(folder)), ["private=off"])
+    shown = "\n".join(found.lines((), folder))
+    assert "write to [EMAIL] on" in shown and "mail.net" not in shown
