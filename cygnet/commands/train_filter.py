@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cygnet.corpus.clean.normalize import normalize
 from cygnet.corpus.clean.quality import FILE
 from cygnet.corpus.clean.quality_training import train_quality
+from cygnet.corpus.cleaning import Cleaner
+from cygnet.corpus.parts import member_kind, rule_set
 from cygnet.corpus.read.find import find_files
+from cygnet.corpus.read.kinds import ARCHIVES
 from cygnet.corpus.read.problems import Problems
 from cygnet.corpus.read.readers import read_file
+from cygnet.corpus.settings import DataConfig
 from cygnet.errors import UserError
 from cygnet.files import folder_atomic, write_json
 from cygnet.progress import progress, say
@@ -71,7 +74,8 @@ def _refuse_foreign_folder(out: Path) -> None:
 def _texts(
     name: str, paths: Sequence[str], config: TrainFilterCommand, problems: Problems
 ) -> Iterator[str]:
-    """Yield the texts of one side, as the pipeline would judge them."""
+    """Yield the texts of one side as `cygnet data` would judge them: cleaned as it does."""
+    cleaning = DataConfig()
     files = find_files(paths, problems, exclude=config.out)
     total = sum(file.num_bytes() for file in files)
     with progress(f"reading {name}", total or None) as advance:
@@ -79,4 +83,6 @@ def _texts(
             for document in read_file(
                 file, problems, text_field=config.text_field, advance=advance
             ):
-                yield normalize(document.text)
+                kind = member_kind(document.source, file) if file.kind in ARCHIVES else file.kind
+                of_web = rule_set(kind, file.rules, cleaning) == "web"
+                yield Cleaner(cleaning, of_web).document(document).text

@@ -12,7 +12,12 @@ import pytest
 from cygnet import cli
 from cygnet.corpus.clean.quality import FILE, QualityModel
 from cygnet.corpus.clean.words import TextBatch
+from cygnet.corpus.pipeline import prepare
+from cygnet.corpus.scale import ScaleConfig
+from cygnet.corpus.settings import DataConfig
+from cygnet.files import read_jsonl
 from cygnet.flags import parse
+from tests.corpus.dirty_corpus import write_rows
 
 COMMON = "the a of to in on lake swan water reed wind boat shore bird north south".split()
 
@@ -61,6 +66,48 @@ def test_files_to_a_filter_with_a_report(
     first = (out / FILE).read_bytes()
     typed("--good", good, "--bad", bad, "--out", out)  # over the old one, in another order
     assert (out / FILE).read_bytes() == first
+
+
+def test_it_learns_from_the_text_that_it_will_judge(tmp_path: Path) -> None:
+    """What is learnt is what a run without the filter keeps: cleaned in the same way."""
+    addresses = [f"jane{i}@mail{i}.example" for i in range(80)]
+    sides = {
+        "good": [f"{a} {t}" for a, t in zip(addresses, texts("nest", 80, 1), strict=True)],
+        "bad": texts("nest", 80, 2),
+    }
+    for name, side in sides.items():
+        write_rows(tmp_path / f"{name}.jsonl", side)
+    cleaned: dict[str, Path] = {}
+    for name in sides:
+        config = DataConfig(paths=(str(tmp_path / f"{name}.jsonl"),), rules="none")
+        folder = prepare(config, tmp_path / name, ScaleConfig(workers=1))
+        rows = [*read_jsonl(folder / "train.jsonl.zst"), *read_jsonl(folder / "heldout.jsonl.zst")]
+        assert len(rows) == 80 and (name == "bad") == ("[EMAIL]" not in rows[0]["text"])
+        cleaned[name] = tmp_path / f"{name}-cleaned.jsonl"
+        write_rows(cleaned[name], [row["text"] for row in rows])
+    raw = [tmp_path / f"{name}.jsonl" for name in sides]
+    for out, (good, bad) in (("raw", raw), ("cleaned", cleaned.values())):
+        typed("--good", good, "--bad", bad, "--out", tmp_path / out)
+    assert (tmp_path / "raw" / FILE).read_bytes() == (tmp_path / "cleaned" / FILE).read_bytes()
+    model = QualityModel.load(tmp_path / "raw")
+    masked, plain = model.scores(TextBatch(["[EMAIL] a nest", "a nest"])).tolist()
+    assert masked > 0.9 and masked > plain
+
+
+def test_sources_say_where_the_text_of_a_row_is_and_which_rules_clean_it(tmp_path: Path) -> None:
+    for name in ("good", "bad"):
+        rows = texts("nest" if name == "good" else "casino", 60, len(name))
+        mark = "[1]" if name == "good" else ""
+        lines = [json.dumps({"text": "no", "says": f"{text}{mark}"}) for text in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+        (tmp_path / f"{name}.yaml").write_text(
+            f"- path: {name}.jsonl\n  text_field: says\n  rules: web\n"
+        )
+    typed("--good", tmp_path / "good.yaml", "--bad", tmp_path / "bad.yaml", "--out", tmp_path / "f")
+    report = json.loads((tmp_path / "f" / "report.json").read_text())
+    assert report["num_used"] == [60, 60]
+    told = [word for name in ("good", "bad") for word, _ in report[f"telling_{name}"]]
+    assert any("nest" in word for word in told) and not any("1" in word for word in told)
 
 
 def test_what_is_wrong_is_said_in_a_line(
