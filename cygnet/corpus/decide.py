@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cygnet.corpus.arrow import to_numpy
 from cygnet.corpus.clean.rules import Rule, broken, first_broken
 from cygnet.corpus.dedup import Compared, Duplicate, Entries, find_duplicates
 from cygnet.corpus.document import Document
@@ -64,7 +65,7 @@ class Parts:
     def column(self, name: str) -> NDArray[Any]:
         """Return a column of the table."""
         assert self.table is not None
-        return self.table.column(name).to_numpy()
+        return to_numpy(self.table.column(name))
 
     def array(self, part: int, suffix: str) -> NDArray[Any]:
         """Return a part's own array, on disk; few are open at a time."""
@@ -165,7 +166,7 @@ def _duplicates(
         positions=parts.column("position")[numbers],
         ids=parts.column("id")[numbers].astype("S16"),
         sources=parts.column("source")[numbers],
-        exact=np.frombuffer(b"".join(parts.column("exact")), "V16")[numbers],
+        exact=parts.column("exact")[numbers],
         minhash=minhash,
         thresholds=np.where(is_conversation, max(threshold, CONVERSATION_THRESHOLD), threshold),
         edits=np.where(is_conversation, 0.0, config.near_duplicate_edits),

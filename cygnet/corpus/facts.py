@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cygnet.corpus import dedup
+from cygnet.corpus.arrow import to_arrow, to_numpy
 from cygnet.corpus.clean.privacy import KINDS
 from cygnet.corpus.clean.rules import BY_NAME, Rule
 from cygnet.corpus.decide import REASONS
@@ -259,10 +260,8 @@ def sources(table: DocumentTable) -> Category:
     category = table.category("source")
     if not category.names:
         return category
-    import pyarrow
-
     pattern = r"(?::\d+|:chapter \d+|:page \d+)+$"
-    files = pc.replace_substring_regex(pyarrow.array(category.names), pattern, "")
+    files = pc.replace_substring_regex(to_arrow(category.names), pattern, "")
     encoded = files.dictionary_encode()
-    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    codes = to_numpy(encoded.indices).astype(np.int64)
     return Category(encoded.dictionary.to_pylist(), codes[category.codes])

@@ -21,7 +21,7 @@ from cygnet.corpus.settings import DataConfig
 from cygnet.errors import UserError
 from cygnet.files import digest_of, read_json, sha256_file
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 NUMBERS, REMOVED, COST = "numbers.parquet", "removed.jsonl.zst", "cost.json"
 OUTPUTS = (TRAIN, HELDOUT, NUMBERS, REMOVED, "report.json", "report.md", PROBLEMS_FILE)
 HASHES = "inputs.json"

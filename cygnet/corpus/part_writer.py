@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cygnet.corpus.arrow import to_arrow
 from cygnet.corpus.clean.harm import harmful_share
 from cygnet.corpus.clean.language import languages
 from cygnet.corpus.clean.measure import OF_ALL, measure
@@ -164,24 +165,24 @@ class PartWriter:
         self._end += int(lengths.sum())
         documents = [row.document for row in rows]
         seed = self._config.seed
-        exact = [key.tobytes() for found in prints for key in found.exact]
-        by_exact = zip(documents, exact, strict=True)
+        exact = np.concatenate([found.exact for found in prints])
+        by_exact = zip(documents, map(bytes, exact), strict=True)
         columns: dict[str, Any] = {
             "id": [document.id for document in documents],
             "source": [document.source for document in documents],
             "domain": [document.domain for document in documents],
             "language": spoken,
-            "is_conversation": [document.messages is not None for document in documents],
+            "is_conversation": np.array([document.messages is not None for document in documents]),
             "kind": [row.kind for row in rows],
             "rules": [row.rules for row in rows],
             "licence": [str(document.fields.get("licence") or "") for document in documents],
-            "copies": [row.copies for row in rows],
+            "copies": np.array([row.copies for row in rows]),
             "repeated_chars": np.array([row.repeated_chars for row in rows], np.int32),
-            "position": [split_position(document, seed, key) for document, key in by_exact],
-            "bytes": [len(document.text.encode("utf-8", "replace")) for document in documents],
+            "position": np.array([split_position(doc, seed, key) for doc, key in by_exact]),
+            "bytes": np.array([len(doc.text.encode("utf-8", "replace")) for doc in documents]),
             "start": starts,
             "length": lengths,
-            "exact": pyarrow.array(exact, pyarrow.binary(16)),
+            "exact": exact,
             "num_words": np.concatenate([found.num_words for found in prints]),
             "phrases": np.concatenate([found.phrase_counts for found in prints]),
         }
@@ -191,7 +192,8 @@ class PartWriter:
             found = [row.private.get(kind, 0) for row in rows]
             columns[PRIVATE + kind] = np.minimum(found, 0xFFFF).astype(np.uint16)
         columns |= {name: values.astype(np.float32) for name, values in numbers.items()}
-        self._tables.append(pyarrow.table(columns))
+        arrays = {name: to_arrow(values) for name, values in columns.items()}
+        self._tables.append(pyarrow.table(arrays))
         self._minhash += [found.minhash for found in prints]
         self._phrases += [found.phrases for found in prints]
         self._words += [found.words for found in prints]

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from cygnet.corpus import builtin
+from cygnet.corpus.arrow import to_arrow
 from cygnet.corpus.decide import Decision, Parts, decide, nothing_left
 from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.corpus.evaluation import read_evaluation
@@ -346,22 +347,21 @@ def write_part(folder: Path, number: int) -> None:
 
 def _write_numbers(parts: Parts, decision: Decision, path: Path) -> None:
     """Write a row for each document: where it comes from, its numbers, what became of it."""
-    import pyarrow
     import pyarrow.parquet
 
     table = parts.table
     assert table is not None
     table = table.drop_columns(["exact", "phrases", "num_words", "start", "length"])
     if "heldout_overlap" in decision.numbers:
-        overlap = pyarrow.array(decision.numbers["heldout_overlap"])
+        overlap = to_arrow(decision.numbers["heldout_overlap"])
         table = table.append_column("heldout_overlap", overlap)
     of = np.full(len(parts), -1, np.int64)
     similarity = np.full(len(parts), np.nan, np.float32)
     for number, duplicate in decision.duplicates.items():
         of[number], similarity[number] = duplicate.of, duplicate.similarity
-    table = table.append_column("outcome", pyarrow.array(decision.outcome.astype(str)))
-    table = table.append_column("duplicate_of", pyarrow.array(of))
-    table = table.append_column("similarity", pyarrow.array(similarity))
+    table = table.append_column("outcome", to_arrow(decision.outcome))
+    table = table.append_column("duplicate_of", to_arrow(of))
+    table = table.append_column("similarity", to_arrow(similarity))
     pyarrow.parquet.write_table(table, path, compression="zstd")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cygnet.corpus.arrow import to_arrow, to_numpy
 from cygnet.corpus.clean.measure import MOSTLY_HAN
 from cygnet.corpus.clean.privacy import mask
 from cygnet.corpus.clean.rules import RULE_SETS, Rule, broken
@@ -102,16 +103,16 @@ class DocumentTable:
         try:
             table = parquet.read_table(folder / NUMBERS)
             config = _config_of(manifest["settings"])
-            outcome = table.column("outcome").to_numpy().astype(object)
-            duplicate_of = table.column("duplicate_of").to_numpy()
-            similarity = table.column("similarity").to_numpy()
+            outcome = to_numpy(table.column("outcome"))
+            duplicate_of = to_numpy(table.column("duplicate_of"))
+            similarity = to_numpy(table.column("similarity"))
         except (pyarrow.ArrowException, OSError, KeyError, TypeError) as error:
             raise UserError(
                 f"{folder}: not as this version of Cygnet writes it ({error}); run `cygnet data "
                 f"--out {folder}` again"
             ) from error
         numbers = {
-            field.name: table.column(field.name).to_numpy()
+            field.name: to_numpy(table.column(field.name))
             for field in table.schema
             if field.type == pyarrow.float32() and field.name != "similarity"
         }
@@ -140,9 +141,7 @@ class DocumentTable:
     @cached_property
     def outcomes(self) -> Category:
         """`outcome` as a category."""
-        import pyarrow
-
-        return _category(pyarrow.chunked_array([pyarrow.array(self.outcome, pyarrow.string())]))
+        return _category(to_arrow(self.outcome))
 
     def excerpt(self, number: int) -> str | None:
         """Return a document's text as it may be shown: private data that it went for is masked."""
@@ -152,7 +151,7 @@ class DocumentTable:
 
     def column(self, name: str) -> NDArray[Any]:
         """Return a column of numbers."""
-        return self.table.column(name).to_numpy()
+        return to_numpy(self.table.column(name))
 
     def has(self, name: str) -> bool:
         """Say whether there is such a column."""
@@ -201,7 +200,7 @@ def _category(column: Any) -> Category:
         column = column.combine_chunks()
     encoded = column.dictionary_encode()
     names = [str(name) for name in encoded.dictionary.to_pylist()]
-    return Category(names, encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64))
+    return Category(names, to_numpy(encoded.indices).astype(np.int64))
 
 
 def _config_of(settings: dict[str, Any]) -> DataConfig:

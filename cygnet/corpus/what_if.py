@@ -265,7 +265,7 @@ def _unlike(table: DocumentTable, config: DataConfig) -> NDArray[np.bool_]:
     threshold = config.near_duplicate_threshold
     if threshold == table.config.near_duplicate_threshold:
         return np.zeros(len(table), bool)
-    is_talk = table.table.column("is_conversation").to_numpy()
+    is_talk = table.column("is_conversation")
     needed = [
         np.where(is_talk, max(value, CONVERSATION_THRESHOLD), value).astype(np.float32)
         for value in (table.config.near_duplicate_threshold, threshold)
