@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from cygnet.commands.token_counts import count_tokens
 from cygnet.corpus import builtin
+from cygnet.corpus.clean.quality import QualityModel
 from cygnet.corpus.clean.rules import RULES
 from cygnet.corpus.page import PAGE, TokenCount, epochs_differ, put_tokens
 from cygnet.corpus.parts import read_plan
@@ -19,6 +20,8 @@ from cygnet.corpus.settings import DataConfig
 from cygnet.corpus.table import DocumentTable
 from cygnet.corpus.what_if import aligned, what_if
 from cygnet.errors import UserError
+from cygnet.files import read_json
+from cygnet.progress import say
 from cygnet.text.tokenizer import Tokenizer
 
 
@@ -52,8 +55,11 @@ def data_command(config: DataCommand) -> None:
     Raises:
         UserError: something given is wrong, cannot be read, or leaves no text.
     """
+    if config.data and config.corpus.paths:
+        raise UserError("--corpus.paths is another name of --data: give all under one of them")
+    paths = config.data or config.corpus.paths
     corpus = dataclasses.replace(
-        config.corpus, paths=config.data, strict=config.strict or config.corpus.strict
+        config.corpus, paths=paths, strict=config.strict or config.corpus.strict
     )
     if config.about:
         print(builtin.about())
@@ -61,24 +67,76 @@ def data_command(config: DataCommand) -> None:
     if config.rules:
         print("\n".join(_rule_lines(corpus)))
         return
-    work = parts_folder(config.out)
     if config.what_if:
-        table = DocumentTable.load(config.out, work)
-        if (known := _known_config(work)) is not None:  # what a manifest has the hashes of alone
-            used = {name: getattr(known, name) for name in ("evaluation", "quality_filter")}
-            table = dataclasses.replace(table, config=dataclasses.replace(table.config, **used))
-        found = what_if(table, config.what_if)
-        paths = config.data or (known.paths if known is not None else ())
-        print("\n".join(found.lines(paths, config.out)))
+        _try_thresholds(config, corpus)
         return
     tokenizer = Tokenizer.load(config.tokenizer) if config.tokenizer else None
-    out = prepare(corpus, config.out, config.scale)
+    out = config.out
+    if out.is_file():
+        raise UserError(f"--out {out}: is a file; give a folder")
+    own = [] if paths else _own_files(out)
+    if own and config == DataCommand(out=out, tokenizer=config.tokenizer) and tokenizer is not None:
+        _tell_tokens(out, tokenizer, config.tokenizer)
+        return
+    if own:
+        raise UserError(
+            f"--out {out}: was made of {own[0]}{f' and {len(own) - 1:,} more' if own[1:] else ''}; "
+            "give --data again, or the built-in text would take their place"
+        )
+    if corpus.quality_filter:
+        QualityModel.load(Path(corpus.quality_filter))  # before anything is read
+    if not paths:
+        say("data: no --data given: the built-in text")
+    prepare(corpus, out, config.scale)
     print((out / "report.md").read_text(encoding="utf-8"))
     if tokenizer is not None:
-        counts = count_tokens(DocumentTable.load(out), out, tokenizer, seed=corpus.seed)
-        if (out / PAGE).is_file():
-            put_tokens(out / PAGE, counts, config.tokenizer)
-        print("\n".join(_token_lines(counts)))
+        _tell_tokens(out, tokenizer, config.tokenizer)
+
+
+def _try_thresholds(config: DataCommand, corpus: DataConfig) -> None:
+    """Tell what `--what-if` would do."""
+    work = parts_folder(config.out)
+    table = DocumentTable.load(config.out, work)
+    known = _known_config(work)
+    if known is not None:  # what a manifest has the hashes of alone
+        used = {name: getattr(known, name) for name in ("evaluation", "quality_filter")}
+        table = dataclasses.replace(table, config=dataclasses.replace(table.config, **used))
+    usual = DataConfig()
+    others = [
+        f"--corpus.{field.name.replace('_', '-')}"
+        for field in dataclasses.fields(DataConfig)
+        if field.name != "paths"
+        and getattr(corpus, field.name) not in (
+            getattr(usual, field.name), getattr(table.config, field.name)
+        )
+    ]  # fmt: skip
+    others += ["--tokenizer"] if config.tokenizer else []
+    if others:
+        raise UserError(
+            f"--what-if tries thresholds alone, on {config.out} as it is: leave out "
+            f"{', '.join(others)}, or run with it first"
+        )
+    found = what_if(table, config.what_if)
+    paths = corpus.paths or (known.paths if known is not None else ())
+    print("\n".join(found.lines(paths, config.out)))
+
+
+def _own_files(out: Path) -> list[str]:
+    """Return the files that a finished folder was made of, but for those of the built-in text."""
+    manifest = read_json(out / "manifest.json")
+    if manifest.get("made_by") != "cygnet data":
+        return []
+    built_in = {f"builtin/{path.name}" for path in builtin.builtin_files()}
+    return [entry["path"] for entry in manifest.get("inputs", []) if entry["path"] not in built_in]
+
+
+def _tell_tokens(out: Path, tokenizer: Tokenizer, name: str) -> None:
+    """Count the tokens of a data folder, and put them onto its page."""
+    table = DocumentTable.load(out)
+    counts = count_tokens(table, out, tokenizer, seed=table.config.seed)
+    if (out / PAGE).is_file():
+        put_tokens(out / PAGE, counts, name)
+    print("\n".join(_token_lines(counts)))
 
 
 def _known_config(work: Path) -> DataConfig | None:

@@ -91,6 +91,13 @@ class DataConfig:
                     f"private: no kind {kind!r}{nearest(kind, KINDS)}; "
                     f"give some of {', '.join(KINDS)}"
                 )
+        if not self.private and self.privacy != "keep":
+            raise UserError("private: no kind is given; to look for none, --corpus.privacy keep")
+        if self.repeated_spans == "keep" and self.repeated_in != DataConfig.repeated_in:
+            raise UserError(
+                f"repeated_in is {self.repeated_in}, and nothing repeated is taken out; give "
+                "--corpus.repeated-spans line or paragraph"
+            )
         for language in self.languages:
             if language not in CODES:
                 near = ", ".join(map(repr, nearest_codes(language)))

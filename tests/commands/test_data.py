@@ -183,3 +183,54 @@ def test_a_tokenizer_brings_its_counts_onto_the_page(
     with pytest.raises(SystemExit):
         data("--data", raw, "--out", built, "--tokenizer", tmp_path / "none")
     assert "no tokenizer.json" in capsys.readouterr().err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Return the line that a command is refused with."""
+    with pytest.raises(SystemExit) as stop:
+        data(*arguments)
+    told = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and "\n" not in told and told.startswith("cygnet: ")
+    return told
+
+
+def test_the_built_in_text_never_takes_the_place_of_ones_own(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path / "a.jsonl", [f"{i} {i * i} {i**3} row {7 * i}" for i in range(60)])
+    out = tmp_path / "out"
+    data("--data", tmp_path / "a.jsonl", "--out", out, "--scale.workers", 1)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    assert "was made of a.jsonl" in refused(capsys, "--out", out)
+    assert "was made of a.jsonl" in refused(capsys, "--out", out, "--what-if")
+    assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+    tokenizer.save(tmp_path / "tokenizer")  # as the page says it
+    data("--out", out, "--tokenizer", tmp_path / "tokenizer")
+    assert "bytes per token" in capsys.readouterr().out
+    after = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert before.pop(PAGE) != after.pop(PAGE) and before == after
+    told = refused(capsys, "--out", out, "--tokenizer", tmp_path / "tokenizer", "--strict")
+    assert "was made of a.jsonl" in told
+
+
+def test_no_flag_is_passed_over_in_silence(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "a.jsonl"
+    write_rows(source, [f"{i} {i * i} {i**3} row {7 * i}" for i in range(60)])
+    new = ("--data", source, "--out", tmp_path / "new")
+    tried = ("--out", out, "--what-if", "gopher_min_words=10")
+    for words, told in [
+        ((*tried, "--corpus.rules", "web"), "--what-if tries thresholds alone"),
+        ((*tried, "--tokenizer", "x"), "--what-if tries thresholds alone"),
+        ((*new, "--corpus.paths", source), "--corpus.paths is another name of --data"),
+        ((*new, "--corpus.repeated-in", 3), "--corpus.repeated-spans line"),
+        ((*new, "--corpus.private"), "--corpus.privacy keep"),
+        ((*new, "--corpus.quality-filter", tmp_path / "none"), "no such quality filter"),
+        (("--data", source, "--out", source), "is a file; give a folder"),
+    ]:
+        assert told in refused(capsys, *words)
+        assert not (tmp_path / "new").exists()
+    data("--corpus.paths", source, "--out", tmp_path / "new", "--scale.workers", 1)
+    assert "a.jsonl" in (tmp_path / "new" / "manifest.json").read_text()

@@ -6,6 +6,7 @@ threshold is tried without reading a text again (`cygnet data --what-if`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -153,12 +154,15 @@ def rules_with(changes: Sequence[str], min_chars: int | None = None) -> tuple[Ru
             del changed[name]
             continue
         try:
-            changed[name] = replace(BY_NAME[name], threshold=float(value))
+            threshold = float(value)
         except ValueError:
+            threshold = math.nan
+        if not 0 <= threshold < math.inf:
             raise UserError(
-                f"{change}: {value!r} is no threshold; give a number, such as "
+                f"{change}: {value!r} is no threshold; give a number from 0 on, such as "
                 f"{name}={BY_NAME[name].threshold:g}, or {name}=off"
-            ) from None
+            )
+        changed[name] = replace(BY_NAME[name], threshold=threshold)
     return tuple(changed.values())
 
 

@@ -116,8 +116,11 @@ def test_thresholds_change_and_rules_go_by_name() -> None:
     assert reasons([PROSE], "web", *changes) == [""]
     for change, message in (
         ("gopher_min_word=3", "no rule 'gopher_min_word'.*gopher_min_words"),
-        ("gopher_min_words=few", "'few' is no threshold; give a number, such as"),
+        ("gopher_min_words=few", "'few' is no threshold; give a number from 0 on, such as"),
         ("gopher_min_words", "'' is no threshold"),
+        ("gopher_min_words=-3", "'-3' is no threshold; give a number from 0 on"),
+        ("gopher_min_words=nan", "'nan' is no threshold"),
+        ("gopher_max_words=inf", "'inf' is no threshold"),
     ):
         with pytest.raises(UserError, match=message):
             rules_with([change])
