@@ -421,8 +421,8 @@ def _cost(table: DocumentTable, cost: Mapping[str, Any]) -> Iterator[str]:
         ["whole run", f"{total:,.1f} s"],
         ["input files", f"{size(num_bytes)}, {num_bytes / total / 1e6:,.2f} MB/s"],
         ["text in them", f"{size(text_bytes)}, {text_bytes / total / 1e6:,.2f} MB/s"],
-        ["hours for a GB of input", f"{each_byte * 1e9:,.3g}"],
-        ["hours for a TB of input", f"{each_byte * 1e12:,.3g}"],
+        ["hours for a GB of input", _hours(each_byte * 1e9)],
+        ["hours for a TB of input", _hours(each_byte * 1e12)],
     ]
     yield markup.grid(
         [
@@ -436,6 +436,10 @@ def _cost(table: DocumentTable, cost: Mapping[str, Any]) -> Iterator[str]:
         "earlier run had left ready was not read again and is not counted, so that a first run "
         "takes longer than a second."
     )
+
+
+def _hours(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.3g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,7 +497,7 @@ def put_tokens(path: Path, counts: Sequence[TokenCount], tokenizer: str) -> None
     ]  # fmt: skip
     tokens = ("tokens", "tokens in an epoch")[: 1 + in_epoch]
     headings = ("part", "by", "documents", "bytes", *tokens, "bytes per token", "counted")
-    shown += "</p>\n" + markup.table(headings, rows, words=(1,))
+    shown += "</p>\n" + markup.table(headings, rows)
     write_atomic(path, before + TOKENS[0] + shown + TOKENS[1] + after)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cygnet.corpus import drawings, facts, markup
 from cygnet.corpus.clean.rules import RULES, Rule
 from cygnet.corpus.facts import RuleCount
+from cygnet.corpus.part_writer import CONTAMINATED
 from cygnet.corpus.table import DocumentTable
 
 MAX_SAMPLES = 3
@@ -45,8 +46,15 @@ def rule_sections(table: DocumentTable, name: str) -> Iterator[str]:
             "Heights are square roots of counts. The dashed line is the threshold; what lies "
             "beyond an end of the axis is counted at that end."
         )
-    for count in sorted(counts, key=lambda count: -count.first):
-        yield _section(table, count, found[count.rule.name], name)
+    sections = {
+        count: _section(table, count, found[count.rule.name], name)
+        for count in sorted(counts, key=lambda count: -count.first)
+    }
+    yield from (section for count, section in sections.items() if count.first)
+    others = [section for count, section in sections.items() if not count.first]
+    if others:
+        told = "what they are held against, and what lies nearest to their thresholds"
+        yield markup.fold(f"{len(others)} rules that drop nothing", told, "".join(others), True)
 
 
 def _row(count: RuleCount) -> list[str]:
@@ -94,4 +102,7 @@ def _samples(table: DocumentTable, rule: Rule, shown: NDArray[np.int64]) -> Iter
 def _sample(table: DocumentTable, rule: Rule, number: int, kind: str) -> str:
     value = float(table.numbers[rule.number][number])
     why = f"{'dropped' if kind == 'went' else 'kept'}: {rule.number} is {value:,.4g}"
+    if rule.name == "contaminated" and table.has("contaminated_by") and value:
+        item, passage = (table.word(name, number) for name in CONTAMINATED)
+        why += f" · in {item}: {passage}"
     return markup.sample(table.word("source", number), why, table.excerpt(number), kind)

@@ -133,7 +133,12 @@ class Tally:
         lines += ["", "## By rule", "", *self._rule_table()]
         for name, label in COLUMNS.items():
             lines += ["", f"## By {label}", "", *self._share_table(name, label)]
-        lines += ["", "## Duplicates and repeated lines", "", *self._duplicate_lines()]
+        lines += [
+            "",
+            "## Duplicates, repeated lines, evaluation text",
+            "",
+            *self._duplicate_lines(),
+        ]
         lines += ["", "## Private data", "", *self._private_lines()]
         lines += ["", "## Problems while reading", "", *_problem_lines(problems)]
         lines += ["", "## Examples of what was dropped"]

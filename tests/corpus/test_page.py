@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cygnet.corpus import markup
+from cygnet.corpus import facts, markup
 from cygnet.corpus.dedup import REASONS
 from cygnet.corpus.facts import REASON_NAMES
 from cygnet.corpus.page import TokenCount, put_tokens, render_page, write_page
@@ -182,6 +182,21 @@ def test_samples_lie_on_the_sides_of_the_threshold_they_are_shown_for(page: Path
                 )
                 assert beyond == (deed == "dropped") or abs(number - rule.threshold) < 1e-3 * number
     assert seen > 20
+
+
+def test_rules_that_drop_nothing_lie_in_one_fold(page: Path) -> None:
+    content = page.read_text()
+    held = facts.rule_counts(table_of(page.parent))
+    quiet = [count.rule.name for count in held if not count.first]
+    before, _, behind = content.partition(f"<b>{len(quiet)} rules that drop nothing</b>")
+    for count in held:
+        assert f"<summary><b>{count.rule.name}</b>" in (before if count.first else behind)
+
+
+def test_an_evaluation_items_passage_is_shown_beside_what_went_for_it(page: Path) -> None:
+    section = page.read_text().partition("<summary><b>contaminated</b>")[2]
+    told = re.search(r"dropped: contaminated is \d+ · in evaluation.jsonl:[12]: (.*?)<", section)
+    assert told and len(told[1].split()) == 13
 
 
 def test_token_counts_take_the_place_of_those_before(page: Path, tmp_path: Path) -> None:
