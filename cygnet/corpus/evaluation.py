@@ -19,7 +19,7 @@ from cygnet.corpus.clean.words import Hashes, Ints, TextBatch
 from cygnet.corpus.cleaning import Cleaner
 from cygnet.corpus.document import Document
 from cygnet.corpus.read.find import InputFile, find_files
-from cygnet.corpus.read.problems import Problems
+from cygnet.corpus.read.problems import Problem, Problems
 from cygnet.corpus.read.readers import read_file
 from cygnet.corpus.settings import DataConfig
 from cygnet.errors import UserError
@@ -154,12 +154,20 @@ def _texts(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _rows(file: InputFile, problems: Problems) -> list[Document]:
     """Return a file's rows, whose text may be in a field that only such sets have."""
     found: list[Document] = []
+    own = Problems()
     for name in ("", *TEXT_FIELDS):
         with contextlib.suppress(UserError):  # no row has that field
-            found += read_file(file, problems if not found else Problems(), text_field=name)
+            found += read_file(file, own if not found else Problems(), text_field=name)
     if not found:
         raise UserError(
             f"{file.place}: no row with a text, a conversation, or one of the fields "
             f"{', '.join(TEXT_FIELDS)}; name the field that holds the text so"
         )
+    read = {file.place + document.source.removeprefix(file.source) for document in found}
+    if bad := own.kinds.pop("bad conversation", None):
+        # A question whose answer is a number is no chat, and is read by its field.
+        left = [place for place in bad.places if place[0] not in read]
+        if left:
+            own.kinds["bad conversation"] = Problem(len(left), left)
+    problems.merge(own)
     return found

@@ -139,3 +139,21 @@ def test_sets_of_one_name_are_told_apart(tmp_path: Path) -> None:
         out = prepare(config, tmp_path / "out", ALONE)
         removed = [row["source"] for row in read_jsonl(out / REMOVED)]
         assert removed == [f"a.jsonl:{number + 1}", "a.jsonl:21"]
+
+
+def test_a_row_that_is_no_chat_is_not_told_as_lost_where_its_question_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(7)
+    texts = [words(rng, 60) for _ in range(30)]
+    source = write(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    exam = tmp_path / "exam.jsonl"
+    choice = {"question": texts[4], "choices": ["a", "b"], "answer": 1}
+    exam.write_text(json.dumps(choice) + "\n")
+    config = DataConfig(paths=(str(source),), heldout_share=0.1, evaluation=(str(exam),))
+    (row,) = read_jsonl(prepare(config, tmp_path / "out", ALONE) / REMOVED)
+    assert row["source"] == "a.jsonl:5" and "conversation" not in capsys.readouterr().err
+    exam.write_text(json.dumps(choice) + "\n" + json.dumps({"messages": [{"role": 1}]}) + "\n")
+    prepare(config, tmp_path / "out", ALONE)
+    told = capsys.readouterr().err
+    assert "bad conversation" in told and "exam.jsonl:2" in told and "exam.jsonl:1" not in told
