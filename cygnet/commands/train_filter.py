@@ -48,13 +48,15 @@ def train_filter_command(config: TrainFilterCommand) -> None:
             raise UserError(f"--{name}: give files, folders or globs with examples of {name} text")
     _refuse_foreign_folder(config.out)
     problems = Problems()
-    model, report = train_quality(
-        _texts("good", config.good, config, problems),
-        _texts("bad", config.bad, config, problems),
-        config.seed,
-    )
-    for line in problems.lines():
-        say(line)
+    try:
+        model, report = train_quality(
+            _texts("good", config.good, config, problems),
+            _texts("bad", config.bad, config, problems),
+            config.seed,
+        )
+    finally:  # what could not be read may be why a side is empty
+        for line in problems.lines():
+            say(line)
     with folder_atomic(config.out) as folder:
         model.save(folder / FILE)
         write_json(folder / "report.json", report.to_json() | {"sha256": model.sha256})

@@ -133,6 +133,18 @@ def test_what_is_wrong_is_said_in_a_line(
         assert not out.exists()
 
 
+def test_why_a_side_has_no_text_is_told(
+    sides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text(json.dumps({"question": "Which lake?", "choices": [], "answer": 1}) + "\n")
+    with pytest.raises(SystemExit):
+        typed("--good", sides[0], "--bad", exam, "--out", tmp_path / "out")
+    told = capsys.readouterr().err.splitlines()
+    assert any("exam.jsonl:1: answer: int given" in line for line in told[:-1])
+    assert told[-1].startswith("cygnet: --bad: not one text in it")
+
+
 def test_a_folder_of_something_else_is_never_replaced(
     sides: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
