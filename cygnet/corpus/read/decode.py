@@ -5,9 +5,11 @@ from __future__ import annotations
 import codecs
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
+from cygnet.corpus.read.encodings import single_byte_encoding
+from cygnet.corpus.read.mixed import BY_LINES, MixedDecoder
 from cygnet.corpus.read.problems import Problems
 from cygnet.errors import require
 
@@ -26,6 +28,13 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# Encodings that switch between sets of characters, all in bytes of ASCII.
+_SWITCHING = {
+    b"\x1b$B": "iso2022_jp_ext",
+    b"\x1b$@": "iso2022_jp_ext",
+    b"\x1b(J": "iso2022_jp_ext",
+    b"\x1b$)C": "iso2022_kr",
+}
 _NON_ASCII = re.compile("[^\x00-\x7f]")
 # Not those of lines, nor backspace (overstruck manual pages) and escape (colours of a terminal).
 _CONTROL = bytes([*range(1, 8), *range(14, 27), *range(28, 32)])
@@ -48,10 +57,10 @@ DISTINCT = (
 def guess_encoding(sample: bytes) -> str | None:
     """Return the encoding that a file's first bytes are in, or None if they are not text.
 
-    A byte-order mark decides; then UTF-16 by its zero bytes; then UTF-8 where most of it
-    decodes. Where most that is not ASCII is broken UTF-8, it is an encoding of East Asia, Cyrillic
-    or Greek if it reads well as such, else Windows-1252. Bytes with many control characters are of
-    no text.
+    A byte-order mark decides; then UTF-16 by its zero bytes; ISO-2022 by its escapes; then UTF-8
+    where most of it decodes. Where most that is not ASCII is broken UTF-8, it is an encoding of a
+    byte a character or of East Asia if it reads well as such, else Windows-1252. Bytes with many
+    control characters are of no text.
     """
     for bom, encoding in _BOMS:
         if sample.startswith(bom):
@@ -64,6 +73,8 @@ def guess_encoding(sample: bytes) -> str | None:
         return "utf-16-be" if even > odd else "utf-16-le"
     if zeros > len(sample) * 0.05:
         return None
+    if sample.isascii() and (switching := _switching_encoding(sample)):
+        return switching
     num_control = len(sample) - len(sample.translate(None, _CONTROL))
     if num_control > max(len(sample) * MAX_CONTROL, 4):
         return None
@@ -76,18 +87,40 @@ def guess_encoding(sample: bytes) -> str | None:
     return _older_encoding(sample)
 
 
+def _switching_encoding(sample: bytes) -> str | None:
+    for escape, encoding in _SWITCHING.items():
+        if escape in sample:
+            try:
+                codecs.getincrementaldecoder(encoding)().decode(sample)
+            except UnicodeDecodeError:
+                continue
+            return encoding
+    return None
+
+
 def _older_encoding(sample: bytes) -> str:
     """Return the encoding of bytes that are no UTF-8.
 
-    Of East Asian, Cyrillic and Greek text charset-normalizer is sure; among those of Western
-    letters, which differ in few characters, it is not, and Windows-1252 is by far the commonest.
+    Of East Asian text, and of Cyrillic and Greek too short for its language to be told,
+    charset-normalizer is sure. Among Western letters, which differ in few characters, it is not,
+    and Windows-1252 is by far the commonest.
     """
     whole = sample[: sample.rfind(b"\n") + 1] or sample  # the sample may end inside a character
+    if found := single_byte_encoding(whole):
+        return found
     best = require("charset_normalizer", "data").from_bytes(whole).best()
     found = str(best.encoding) if best is not None else ""
     if found in GBK:
         return "gb18030"
     return found if found.startswith(DISTINCT) else "cp1252"
+
+
+def is_cut(stream: IO[bytes]) -> bool:
+    """Say whether a stream that was read to its end has ended too early, which is told elsewhere.
+
+    Then half a character or half a row at its end is no problem of its own.
+    """
+    return bool(getattr(stream, "is_cut", False))
 
 
 def _decode_sample(sample: bytes, encoding: str) -> str:
@@ -119,6 +152,11 @@ class TextStream:
         self._stream, self._name, self._problems = stream, name, problems
         self._encoding, self._first_line = encoding, first_line
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether what was read to its end has ended too early (see `is_cut`)."""
+        return is_cut(self._stream)
+
     def chunks(self) -> Iterator[str]:
         """Yield the text in chunks of about a million characters."""
         raw = self._stream.read(SAMPLE_BYTES)
@@ -131,15 +169,27 @@ class TextStream:
             return
         if not encoding.startswith("utf-8"):
             self._problems.add("other encoding", self._name, f"read as {encoding}")
-        inner = codecs.getincrementaldecoder(encoding)("replace")
-        decoder = io.IncrementalNewlineDecoder(inner, translate=True)
+        decode, finish = self._decoder(encoding)
+        newlines = io.IncrementalNewlineDecoder(None, translate=True)
         line = self._first_line
         while raw:
-            text = decoder.decode(raw)
+            text = newlines.decode(decode(raw))
             yield self._checked(text, line)
             line += text.count("\n")
             raw = self._stream.read(CHUNK_BYTES)
-        yield self._checked(decoder.decode(b"", final=True), line)
+        yield self._checked(newlines.decode(finish(), final=True), line)
+
+    def _decoder(self, encoding: str) -> tuple[Callable[[bytes], str], Callable[[], str]]:
+        """Return what decodes a block, and what gives the rest at the end."""
+        if encoding in BY_LINES:
+            mixed = MixedDecoder(encoding, self._other_line, self._first_line)
+            return mixed.decode, lambda: mixed.finish(is_cut(self._stream))
+        decoder = codecs.getincrementaldecoder(encoding)("replace")
+        return decoder.decode, lambda: "" if is_cut(self._stream) else decoder.decode(b"", True)
+
+    def _other_line(self, number: int, encoding: str) -> None:
+        why = f"this line read as {encoding}"
+        self._problems.add("other encoding", f"{self._name}:{number}", why)
 
     def _checked(self, text: str, line: int) -> str:
         for char, kind in (("\ufffd", "unreadable bytes"), ("\0", "NUL characters")):

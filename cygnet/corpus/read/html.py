@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from typing import IO, Any
 
-from cygnet.corpus.read.decode import SAMPLE_BYTES, guess_encoding
+from cygnet.corpus.read.decode import SAMPLE_BYTES, guess_encoding, is_cut
+from cygnet.corpus.read.mixed import BY_LINES, decode_mixed
 from cygnet.corpus.read.piece import Piece
 from cygnet.corpus.read.problems import Problems
 from cygnet.errors import require
@@ -72,7 +74,8 @@ def html_pieces(stream: IO[bytes], name: str, problems: Problems) -> Iterator[Pi
         return
     if len(data) > MAX_PAGE_BYTES:
         problems.add("damaged file", name, f"over {MAX_PAGE_BYTES:,} bytes in one page")
-    piece = page_piece(data[:MAX_PAGE_BYTES], name, problems)
+    has_end = len(data) <= MAX_PAGE_BYTES and not is_cut(stream)
+    piece = page_piece(data[:MAX_PAGE_BYTES], name, problems, has_end=has_end)
     if piece is not None:
         yield piece
 
@@ -86,7 +89,13 @@ def _read_up_to(stream: IO[bytes], num_bytes: int) -> bytes:
 
 
 def page_piece(
-    data: bytes, name: str, problems: Problems, *, charset: str = "", whole: bool = False
+    data: bytes,
+    name: str,
+    problems: Problems,
+    *,
+    charset: str = "",
+    whole: bool = False,
+    has_end: bool = True,
 ) -> Piece | None:
     """Return an HTML page as text, or None where it holds none (which is counted).
 
@@ -96,8 +105,9 @@ def page_piece(
         problems: where what is amiss is counted.
         charset: its encoding as a server named it.
         whole: the page is all text, as a book's chapter is; no main part is looked for.
+        has_end: it is not cut off, maybe inside a character.
     """
-    markup = decoded(data, charset, name, problems)
+    markup = decoded(data, charset, name, problems, has_end)
     if markup is None:
         return None
     end = _end_of_sound_part(markup)
@@ -117,12 +127,15 @@ def page_piece(
         problems.add("damaged file", name, str(error)[:200])
         return None
     if not text:
-        problems.add("no text", name, "a page without text")
+        if has_end:  # else it is told that the page is cut off
+            problems.add("no text", name, "a page without text")
         return None
     return Piece("", text, fields)
 
 
-def decoded(data: bytes, charset: str, name: str, problems: Problems) -> str | None:
+def decoded(
+    data: bytes, charset: str, name: str, problems: Problems, has_end: bool = True
+) -> str | None:
     """Return a page's or a text's characters, or None if it is no text; flaws are counted."""
     encoding = encoding_of(data, charset)
     if encoding is None:
@@ -130,7 +143,13 @@ def decoded(data: bytes, charset: str, name: str, problems: Problems) -> str | N
         return None
     if not encoding.startswith("utf-8"):
         problems.add("other encoding", name, f"read as {encoding}")
-    markup = data.decode(encoding, "replace")
+    if encoding in BY_LINES:
+        markup, num_others = decode_mixed(data, encoding, not has_end)
+        if num_others:
+            problems.add("other encoding", name, "lines in UTF-8 and in another", num_others)
+    else:
+        decoder = codecs.getincrementaldecoder(encoding)("replace")
+        markup = decoder.decode(data, final=has_end)
     if "\ufffd" in markup:
         problems.add("unreadable bytes", name, count=markup.count("\ufffd"))
     if "\0" in markup:

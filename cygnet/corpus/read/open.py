@@ -163,6 +163,19 @@ def _decompressed(how: str, packed: IO[bytes]) -> Callable[[int], bytes]:
     return lambda size: bytes(stream.read(min(size, BLOCK_BYTES // 4)))
 
 
+class Stream(io.BufferedReader):
+    """The bytes of a file, which say whether they were cut off (see `decode.is_cut`)."""
+
+    def __init__(self, flow: Flow, opened: Opened) -> None:
+        super().__init__(flow, BLOCK_BYTES)
+        self._opened = opened
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a fault has ended them."""
+        return self._opened.fault is not None
+
+
 class Opened:
     """A file's stream of decompressed bytes, and what its first bytes say of it.
 
@@ -193,7 +206,7 @@ class Opened:
         )
         self._flows, self._bounds = [flow], bounds
         self._raw = raw if in_place else None
-        self.stream: IO[bytes] = io.BufferedReader(flow, BLOCK_BYTES)
+        self.stream: IO[bytes] = Stream(flow, self)
         self.other_kind = ""
         """What the file is, where its name says otherwise."""
         self.what = ""
@@ -246,7 +259,7 @@ class Opened:
         )
         self._flows.append(flow)
         self._raw = None
-        self.stream = io.BufferedReader(flow, BLOCK_BYTES)
+        self.stream = Stream(flow, self)
 
     @property
     def fault(self) -> Fault | None:

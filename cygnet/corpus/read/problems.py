@@ -16,7 +16,7 @@ FILE = "problems.jsonl"
 """The file of a data folder that names them: {"kind", "where", "why"} a line."""
 
 LOST = {
-    "broken row": "not JSON, or with another number of fields than the header",
+    "broken row": "not JSON, a quote never closed, or another number of fields than in the header",
     "bad conversation": "messages that no chat can have",
     "no text": "a row without a text",
     "line too long": "a row too long to be one",
@@ -27,7 +27,7 @@ LOST = {
     "nested archive": "an archive inside an archive; unpack the outer one to have it read",
     "not text": "a file of another kind",
     "empty file": "nothing in it",
-    "no file": "a pipe, a device, a link to nothing, or a folder behind a link",
+    "no file": "not there, a pipe, a device, a link to nothing, or a folder behind a link",
 }
 """Kinds of problem by which a row or a file, or the rest of it, is left out."""
 CUT = ("damaged file", "unpacks too large")
@@ -40,12 +40,17 @@ MENDED = {
     "NUL characters": "removed",
     "other encoding": "not UTF-8, read as what it is",
     "other kind": "not what the name says, read as what it is",
+    "passed over": "records of a web archive that are no pages: images, data, errors, redirects",
 }
-"""Kinds of problem where the text is used all the same."""
+"""Kinds of problem by which no text is lost."""
+BY_NATURE = ("passed over",)
+"""Those of `MENDED` that are no fault, but are counted so that nothing goes unseen."""
 
 
 def deed(kind: str) -> str:
     """Return what a problem of a kind does to what it concerns."""
+    if kind in BY_NATURE:
+        return "not used"
     return "cut short" if kind in CUT else "left out" if kind in LOST else "mended"
 
 
@@ -74,11 +79,11 @@ class Problems:
         """Count a problem at `where` (`file:line`).
 
         Raises:
-            UserError: `strict`; it names the place.
+            UserError: `strict`, and the kind is not one of `BY_NATURE`; it names the place.
         """
         assert kind in LOST or kind in MENDED
         where, why = _writable(where), _writable(why)
-        if self.strict:
+        if self.strict and kind not in BY_NATURE:
             meaning = (LOST | MENDED)[kind]
             raise UserError(
                 f"{where}: {kind} ({meaning}){': ' if why else ''}{why}; "

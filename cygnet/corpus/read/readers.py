@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Container,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -102,15 +110,19 @@ class _Reading:
             self.problems.add("failed download", file.place, in_a_line(error))
         documents.judge()
 
-    def opened(self, opened: Opened, file: InputFile) -> Iterator[Document]:
-        """Yield the documents of a file or an archive's member whose first bytes are seen."""
+    def opened(self, opened: Opened, file: InputFile) -> Generator[Document, None, bool]:
+        """Yield the documents of a file or an archive's member whose first bytes are seen.
+
+        Returns:
+            Whether its stream ended too early, which was counted.
+        """
         if opened.is_empty:
             self._count(opened.fault or Fault("empty file", ""), file)
-            return
+            return opened.fault is not None
         kind = opened.kind
         if kind is None:
             self._count(Fault("not text", opened.what), file)
-            return
+            return False
         if opened.other_kind:
             self.problems.add("other kind", file.place, f"read as {opened.other_kind}")
         documents = self._documents_of(file)
@@ -123,6 +135,7 @@ class _Reading:
         if fault is not None and not self._is_said(fault, file):
             self._count(fault, file)
         documents.judge()
+        return opened.fault is not None
 
     def _count(self, fault: Fault, file: InputFile) -> None:
         self.problems.add(fault.kind, file.place, fault.why)
@@ -144,8 +157,10 @@ class _Reading:
         if kind in ARCHIVES:
             sought = opened.seekable() if kind == "zip" else opened.stream
             with_bounds = zip_members(sought, self.bounds) if kind == "zip" else tar_members(sought)
+            is_told = False
             for member in with_bounds:
-                yield from self._member(member, file)
+                if member.name or not is_told:  # else the last member was cut off with the archive
+                    is_told = yield from self._member(member, file)
         elif kind == "parquet":
             yield from documents.from_rows(parquet_rows(opened.seekable(), file))
         elif kind == "text" or kind in _ROWS:
@@ -159,18 +174,19 @@ class _Reading:
             stream = opened.seekable() if kind in _SOUGHT_IN else opened.stream
             yield from documents.from_pieces(_pieces(kind)(stream, file.place, self.problems))
 
-    def _member(self, member: Member, archive: InputFile) -> Iterator[Document]:
+    def _member(self, member: Member, archive: InputFile) -> Generator[Document, None, bool]:
+        """Yield the documents of a member; return what `opened` does."""
         place = f"{archive.place}!{member.name}" if member.name else archive.place
         if member.fault is not None or member.stream is None:
             fault = member.fault or Fault("damaged file", "")
             self.problems.add(fault.kind, place, fault.why)
-            return
+            return False
         if is_hidden(member.name):
-            return
+            return False
         kind = kind_of(Path(member.name))
         if kind is None:
             self.problems.add("not text", place, f"this kind of file is not read; {READABLE} are")
-            return
+            return False
         file = replace(
             archive,
             path=Path(f"{archive.path}!{member.name}"),
@@ -189,8 +205,8 @@ class _Reading:
         )
         if opened.kind in ARCHIVES:
             self.problems.add("nested archive", place)
-            return
-        yield from self.opened(opened, file)
+            return False
+        return (yield from self.opened(opened, file))
 
 
 def _pieces(kind: str) -> Callable[[IO[bytes], str, Problems], Iterator[Piece]]:

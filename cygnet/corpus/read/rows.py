@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from cygnet.corpus.read.decode import MAX_LINE_CHARS, TextStream
 from cygnet.corpus.read.find import InputFile
 from cygnet.corpus.read.problems import Problems
+from cygnet.corpus.read.table import records
 
 MAX_JSON_CHARS = 1 << 28
 BATCH_ROWS, BATCH_BYTES = 1_000, 1 << 23
@@ -22,20 +24,27 @@ CONVERSATION_FIELDS = frozenset(
         *("response", "answer", "completion"),
     )
 )
+_LIST_START = re.compile(r"\s*\[\s*")
+_NEXT_ITEM = re.compile(r"\s*,\s*")
 
 
 def jsonl_rows(
     stream: TextStream, file: InputFile, problems: Problems
 ) -> Iterator[tuple[int, Any]]:
     """Yield (line, value) of JSON lines; one that is no JSON is counted."""
-    return _parsed_lines(stream.lines(), file, problems)
+    return _parsed_lines(stream.lines(), stream, file, problems)
 
 
 def _parsed_lines(
-    lines: Iterable[tuple[int, str]], file: InputFile, problems: Problems
+    lines: Iterable[tuple[int, str]], stream: TextStream, file: InputFile, problems: Problems
 ) -> Iterator[tuple[int, Any]]:
     decode = json.JSONDecoder().raw_decode
+    # The last line of what is cut off is told when it is known to be the last.
+    broken: tuple[int, str] | None = None
     for number, line in lines:
+        if broken is not None:
+            problems.add("broken row", f"{file.place}:{broken[0]}", broken[1])
+            broken = None
         try:
             row, end = decode(line)
             if end != len(line):
@@ -47,15 +56,17 @@ def _parsed_lines(
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                problems.add("broken row", f"{file.place}:{number}", str(error))
+                broken = number, str(error)
                 continue
         yield number, row
+    if broken is not None and not stream.is_cut:
+        problems.add("broken row", f"{file.place}:{broken[0]}", broken[1])
 
 
 def json_rows(stream: TextStream, file: InputFile, problems: Problems) -> Iterator[tuple[int, Any]]:
     """Yield (number from 1, row) of a JSON list, an object that holds one, or an object alone.
 
-    JSON lines that are named so are read as such.
+    JSON lines that are named so are read as such. Of a broken list, what comes before is used.
     """
     parts: list[str] = []
     length = 0
@@ -73,8 +84,11 @@ def json_rows(stream: TextStream, file: InputFile, problems: Problems) -> Iterat
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         if "\n" in text.strip() and _is_object(text.strip().split("\n", 1)[0]):
-            yield from _parsed_lines(enumerate(text.split("\n"), start=1), file, problems)
-        else:
+            lines = enumerate(text.split("\n"), start=1)
+            yield from _parsed_lines(lines, stream, file, problems)
+            return
+        yield from enumerate(_items(text), start=1)
+        if not stream.is_cut:
             problems.add("broken row", file.place, str(error))
         return
     if isinstance(value, dict):
@@ -91,36 +105,38 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def csv_rows(stream: TextStream, file: InputFile, problems: Problems) -> Iterator[tuple[int, Any]]:
-    """Yield (line, row) of a table with a header; its delimiter is seen by the first line."""
-    csv.field_size_limit(MAX_LINE_CHARS)
-    lines = (line + "\n" for _, line in stream.lines())
-    first = next(lines, "")
-    delimiter = max("\t" if ".tsv" in file.path.name else ",;\t|", key=first.count)
-    reader = csv.reader(_chain(first, lines), delimiter=delimiter)
-    header: list[str] | None = None
-    while True:
-        where = f"{file.place}:{reader.line_num + 1}"
-        number = reader.line_num + 1
+def _items(text: str) -> Iterator[Any]:
+    """Yield the objects and texts of a JSON list up to the first thing that is broken."""
+    decode = json.JSONDecoder().raw_decode
+    begun = _LIST_START.match(text)
+    while begun:
         try:
-            row = next(reader, None)
-        except csv.Error as error:
-            problems.add("broken row", where, str(error))
-            continue
-        if row is None:
+            value, end = decode(text, begun.end())
+        except (ValueError, RecursionError):
             return
+        begun = _NEXT_ITEM.match(text, end)
+        if isinstance(value, (dict, str)):  # the digits of a number may have been cut off
+            yield value
+
+
+def csv_rows(stream: TextStream, file: InputFile, problems: Problems) -> Iterator[tuple[int, Any]]:
+    """Yield (line, row) of a table with a header; its delimiter is seen by the first line.
+
+    A quote that is never closed, or not as it should be, costs the line that it is opened in.
+    """
+    csv.field_size_limit(MAX_LINE_CHARS)
+    header: list[str] | None = None
+    for line, fields, fault, is_last in records(stream, "\t" if ".tsv" in file.path.name else ""):
+        if header is not None and fields and not fault and len(fields) != len(header):
+            fault = f"{len(fields)} fields, the header has {len(header)}"
+        if is_last and stream.is_cut and (fault or not fields or not fields[-1]):
+            return
+        if fault:
+            problems.add("broken row", f"{file.place}:{line}", fault)
         if header is None:
-            header = row
-        elif len(row) == len(header):
-            yield number, dict(zip(header, row, strict=True))
-        elif row:
-            why = f"{len(row)} fields, the header has {len(header)}"
-            problems.add("broken row", where, why)
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+            header = [name.strip("\n") for name in fields]
+        elif fields and not fault:
+            yield line, dict(zip(header, fields, strict=True))
 
 
 def parquet_rows(stream: IO[bytes], file: InputFile) -> Iterator[tuple[int, Any]]:
