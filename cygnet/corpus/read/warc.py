@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -12,13 +14,23 @@ from cygnet.errors import require
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 TEXT_TYPES = ("text/plain", "text/markdown")
+SHOWN_TYPES = 12
+"""So many types of what is passed over are named."""
+MAX_HEADER_BYTES = 1 << 16
+
+_ABOUT_OTHERS = ("warcinfo", "request", "metadata")
+"""Types of records that say something of others."""
+_GZIP = zlib.MAX_WBITS + 16
+Passed = Counter[str]
+"""How many records of each type were passed over."""
 
 
 def warc_pieces(stream: IO[bytes], name: str, problems: Problems) -> Iterator[Piece]:
     """Yield the text of each answered page (HTML or plain text), with its address and date.
 
-    Answers other than 200 and files of other types are passed over: an archive holds many by
-    nature. Records of Common Crawl's text archives (WET: `conversion`) are read too.
+    Answers other than 200 and files of other types are passed over, and counted all in one: an
+    archive holds many by nature. Records of Common Crawl's text archives (WET: `conversion`) are
+    read too.
 
     Args:
         stream: the archive, plain or packed record by record with gzip; it need not be seekable.
@@ -33,16 +45,29 @@ def warc_pieces(stream: IO[bytes], name: str, problems: Problems) -> Iterator[Pi
     if not counted.head.startswith((b"WARC/", b"\x1f\x8b")):
         problems.add("not text", name, "no web archive: it begins with neither WARC/ nor gzip")
         return
-    types = fastwarc.WarcRecordType
-    wanted = types.response | types.conversion
+    passed = Passed()
+    is_told = False
     try:
-        for record in fastwarc.ArchiveIterator(counted, record_types=wanted, parse_http=False):
-            offset = record.stream_pos
-            piece = _piece_of(record, f"{name}: byte {offset}", problems)
+        for record in fastwarc.ArchiveIterator(counted, parse_http=False):
+            where = f"byte {record.stream_pos}"
+            num_damaged = problems.count("damaged file")
+            piece = _piece_of(record, f"{name}: {where}", problems, passed)
+            is_told = problems.count("damaged file") > num_damaged
             if piece is not None:
-                yield Piece(f"byte {offset}", piece.text, piece.fields)
+                yield Piece(where, piece.text, piece.fields)
+        if counted.is_cut() and not is_told:
+            problems.add("damaged file", name, "cut off inside a record's header")
     except (OSError, ValueError, EOFError) as error:
         problems.add("damaged file", name, " ".join(str(error).split())[:200])
+    if passed:
+        problems.add("passed over", name, _listed(passed), passed.total())
+
+
+def _listed(passed: Passed) -> str:
+    by_number = sorted(passed.items(), key=lambda entry: (-entry[1], entry[0]))
+    told = [f"{number:,} {what}" for what, number in by_number[:SHOWN_TYPES]]
+    left = sum(number for _, number in by_number[SHOWN_TYPES:])
+    return ", ".join([*told, *([f"{left:,} of other types"] if left else [])])
 
 
 class _Positioned:
@@ -51,37 +76,83 @@ class _Positioned:
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._place = stream, 0
         self.head = self._rest = stream.read(5)
+        self._tail = b""
+        self._inflate = zlib.decompressobj(_GZIP) if self.head.startswith(b"\x1f\x8b") else None
+        self._is_inside = False
 
     def read(self, size: int = -1) -> bytes:
         block, self._rest = self._rest or self._stream.read(size), b""
         self._place += len(block)
+        if self._inflate is not None:
+            self._follow(block)
+        else:
+            self._tail = (self._tail + block)[-MAX_HEADER_BYTES:]
         return block
 
     def tell(self) -> int:
         return self._place
 
+    def _follow(self, block: bytes) -> None:
+        """Unpack what is read along with the archive's reader, which is silent about a cut."""
+        assert self._inflate is not None
+        try:
+            while block:
+                self._is_inside = True
+                self._inflate.decompress(block, 1 << 16)
+                block = self._inflate.unconsumed_tail
+                if self._inflate.eof:
+                    block = self._inflate.unused_data
+                    self._inflate, self._is_inside = zlib.decompressobj(_GZIP), False
+        except zlib.error:  # the archive's reader says so
+            self._inflate, self._is_inside = None, False
 
-def _piece_of(record: Any, where: str, problems: Problems) -> Piece | None:
+    def is_cut(self) -> bool:
+        """Say whether what was read to its end stops inside a packed record, or in a header."""
+        start = self._tail.rfind(b"WARC/1.")
+        is_header = start == 0 or self._tail[start - 1 : start] == b"\n"
+        header = self._tail[start:].replace(b"\r\n", b"\n") if start >= 0 and is_header else b"\n\n"
+        return self._is_inside or b"\n\n" not in header
+
+
+def _piece_of(record: Any, where: str, problems: Problems, passed: Passed) -> Piece | None:
+    kind = record.headers.get("WARC-Type") or ""
+    if not kind:
+        problems.add("damaged file", where, "a record without a WARC-Type")
+        return None
+    if not (record.headers.get("Content-Length") or "").strip().isdecimal():
+        problems.add("damaged file", where, "a record without a Content-Length")
+        return None
+    if kind not in ("response", "conversion"):
+        if kind not in _ABOUT_OTHERS:
+            passed[f"{_short(kind)} records"] += 1
+        return None
     raw = record.reader.read(MAX_PAGE_BYTES + 1)
     if len(raw) > MAX_PAGE_BYTES:
         problems.add("damaged file", where, f"over {MAX_PAGE_BYTES:,} bytes in one page")
     elif len(raw) < record.content_length:
         why = f"cut off: {len(raw):,} bytes of {record.content_length:,}"
         problems.add("damaged file", where, why)
+    has_end = len(raw) == record.content_length
     raw = raw[:MAX_PAGE_BYTES]
     fields: dict[str, Any] = {}
     if address := record.headers.get("WARC-Target-URI"):
         fields["url"] = address.strip("<> ")
     if date := record.headers.get("WARC-Date"):
         fields["date"] = date
-    if record.headers.get("WARC-Type") == "conversion":
-        piece = _text_piece(raw, "utf-8", where, problems)
+    if kind == "conversion":
+        piece = _text_piece(raw, "utf-8", where, problems, has_end)
     else:
-        piece = _answer(raw, where, problems)
+        piece = _answer(raw, where, problems, passed, has_end)
     return piece and Piece("", piece.text, piece.fields | fields)
 
 
-def _answer(raw: bytes, where: str, problems: Problems) -> Piece | None:
+def _short(text: str) -> str:
+    return " ".join(text.split())[:60] or "unknown"
+
+
+def _answer(
+    raw: bytes, where: str, problems: Problems, passed: Passed, has_end: bool
+) -> Piece | None:
     """Return the text of a server's answer; None if it is no page, or one without text."""
     fastwarc = require("fastwarc.warc", "data")
     try:
@@ -92,24 +163,37 @@ def _answer(raw: bytes, where: str, problems: Problems) -> Piece | None:
         )
         record.parse_http(auto_decode="all")
         headers = record.http_headers
-        if headers is None or headers.status_code != 200:
-            return None
         kind, charset = record.http_content_type or "", record.http_charset or ""
-        if kind not in (*HTML_TYPES, *TEXT_TYPES):
+        is_page = kind in (*HTML_TYPES, *TEXT_TYPES)
+        if headers is None or headers.status_code != 200 or not is_page:
+            if has_end:  # else it is told
+                _count_other(headers, kind, where, problems, passed)
             return None
         body = record.reader.read(MAX_PAGE_BYTES)
     except (OSError, ValueError, EOFError) as error:
         problems.add("damaged file", where, " ".join(str(error).split())[:200])
         return None
     if not body.strip():
-        problems.add("no text", where, "an empty answer")
+        if has_end:
+            problems.add("no text", where, "an empty answer")
         return None
     if kind in HTML_TYPES:
-        return page_piece(body, where, problems, charset=charset)
-    return _text_piece(body, charset, where, problems)
+        return page_piece(body, where, problems, charset=charset, has_end=has_end)
+    return _text_piece(body, charset, where, problems, has_end)
 
 
-def _text_piece(data: bytes, charset: str, where: str, problems: Problems) -> Piece | None:
-    text = decoded(data, charset, where, problems)
+def _count_other(headers: Any, kind: str, where: str, problems: Problems, passed: Passed) -> None:
+    if headers is None or headers.status_code is None:
+        problems.add("damaged file", where, "a record without an HTTP answer")
+    elif headers.status_code != 200:
+        passed[f"answered {headers.status_code}"] += 1
+    else:
+        passed[_short(kind)] += 1
+
+
+def _text_piece(
+    data: bytes, charset: str, where: str, problems: Problems, has_end: bool
+) -> Piece | None:
+    text = decoded(data, charset, where, problems, has_end)
     text = tidy(text) if text else ""
     return Piece("", text, {}) if text else None
