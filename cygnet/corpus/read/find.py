@@ -18,6 +18,15 @@ from cygnet.errors import UserError, nearest
 MAX_FILE_DOMAINS = 16
 
 
+class _NoFileError(UserError):
+    """What a person names is no file to read; in a list of sources that is one problem of many."""
+
+    def __init__(self, given: str, why: str, kind: str = "no file") -> None:
+        super().__init__(f"{given}: {why}")
+        self.kind = kind
+        """A key of `problems.LOST`."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputFile:
     """A file to read, or a slice of one (see `slices`)."""
@@ -83,12 +92,13 @@ def find_files(
 ) -> list[InputFile]:
     """Return what lies behind files, folders, globs, URLs and sources files, each once, in order.
 
-    Hidden files and everything under `exclude` are passed over; what a folder or a glob gives that
-    is no file, or one of an unknown kind, and a URL that fails, are counted in `problems`.
+    Hidden files and everything under `exclude` are passed over. What a folder, a glob or a sources
+    file gives that is not there, is no file, or one of an unknown kind, and a URL that fails, are
+    counted in `problems`.
 
     Raises:
-        UserError: a path does not exist, matches nothing, is no file, or is one of an unknown
-            kind; a sources file is wrong.
+        UserError: one of `paths` itself does not exist, matches nothing, is no file, or is one of
+            an unknown kind; a sources file has no such form.
     """
     found: dict[object, InputFile] = {}
     for given in paths:
@@ -120,7 +130,7 @@ def _expand(given: str, problems: Problems) -> list[InputFile]:
     if path.is_dir():
         return _files_in(path, problems)
     if why := _why_not_a_file(path):
-        raise UserError(f"{given}: {why}")
+        raise _NoFileError(given, why)
     if path.exists():
         if is_sources_file(path):
             return [
@@ -128,12 +138,13 @@ def _expand(given: str, problems: Problems) -> list[InputFile]:
             ]
         kind = kind_of(path)
         if kind is None:
-            raise UserError(f"{given}: cannot read a file of this kind; give {READABLE}")
+            why = f"cannot read a file of this kind; give {READABLE}"
+            raise _NoFileError(given, why, "not text")
         return [InputFile(path, path.name, stem_of(path), kind, named=True)]
     matches = sorted(_matches(given))
     if not matches:
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"{given}: no such file or folder{nearest(path.name, siblings)}")
+        raise _NoFileError(given, f"no such file or folder{nearest(path.name, siblings)}")
     files: list[InputFile] = []
     for match in map(Path, matches):
         if match.is_dir():
@@ -144,13 +155,19 @@ def _expand(given: str, problems: Problems) -> list[InputFile]:
 
 
 def _files_of(source: Source, sources_file: Path, problems: Problems) -> list[InputFile]:
-    """Return the files of an entry of a sources file, with what it says of them."""
+    """Return the files of an entry of a sources file, with what it says of them.
+
+    An entry that gives nothing to read is counted: it is one of several.
+    """
     if "://" not in source.path and is_sources_file(Path(source.path)):
         raise UserError(f"{sources_file}: entry {source.number}: a sources file holds no other one")
     try:
         files = _expand(source.path, problems)
     except UserError as error:
-        raise UserError(f"{sources_file}: entry {source.number}, path: {error}") from error
+        kind = error.kind if isinstance(error, _NoFileError) else "failed download"
+        why = str(error).removeprefix(f"{source.path}: ")
+        problems.add(kind, source.path, f"{why} (entry {source.number} of {sources_file})")
+        return []
     return [
         dataclasses.replace(
             file,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -43,15 +45,25 @@ def parse_name(url: str) -> HubName:
 def find_hub(url: str, problems: Problems) -> list[InputFile]:
     """Return the data set as something to read; one that cannot be had is counted in `problems`.
 
+    So is one that is there while `datasets` is not installed.
+
     Raises:
-        UserError: the name, its config or its split is wrong, or `datasets` is not installed.
+        UserError: the name, its config or its split is wrong.
     """
     named = parse_name(url)
+    try:
+        require("datasets", "hub")
+    except UserError as error:
+        problems.add("failed download", url, str(error))
+        return []
     try:
         builder = _builder(url, named)
     except OSError as error:
         problems.add("failed download", url, " ".join(str(error).split())[:200])
         return []
+    splits = _splits(builder)
+    if splits and named.split.partition("[")[0] not in (*splits, "all"):
+        raise UserError(_no_split(url, named, splits))
     # The hash is that of the commit, of a folder on this machine that of its files.
     return [
         InputFile(
@@ -73,25 +85,49 @@ def hub_rows(url: str) -> Iterator[tuple[int, dict[str, Any]]]:
     Images and sounds are not decoded.
 
     Raises:
-        OSError: it cannot be had.
-        UserError: the name, its config or its split is wrong, or `datasets` is not installed.
+        OSError: it cannot be had: it does not answer, its name, config or split is wrong, or
+            `datasets` is not installed.
     """
     named = parse_name(url)
-    builder = _builder(url, named)
-    try:
-        rows = builder.as_streaming_dataset(split=named.split)
-    except ValueError as error:
-        known = [str(split) for split in (builder.config.data_files or builder.info.splits or ())]
-        hint = nearest(named.split, known)
-        raise UserError(
-            f"{url}: no split {named.split!r}{hint}; the splits are {', '.join(known) or 'unknown'}"
-        ) from error
-    yield from enumerate(rows.decode(False), start=1)
+    with _quiet():
+        try:
+            builder = _builder(url, named)
+            rows = builder.as_streaming_dataset(split=named.split)
+        except UserError as error:
+            raise OSError(str(error)) from error
+        except ValueError as error:
+            raise OSError(_no_split(url, named, _splits(builder))) from error
+        try:
+            yield from enumerate(rows.decode(False), start=1)
+        except Exception as error:  # (each library below raises errors of its own)
+            raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _splits(builder: Any) -> list[str]:
+    return [str(split) for split in (builder.config.data_files or builder.info.splits or ())]
+
+
+def _no_split(url: str, named: HubName, known: list[str]) -> str:
+    hint = nearest(named.split, known)
+    return f"{url}: no split {named.split!r}{hint}; the splits are {', '.join(known) or 'unknown'}"
 
 
 def _builder(url: str, named: HubName) -> Any:
     datasets = require("datasets", "hub")
     try:
-        return datasets.load_dataset_builder(named.name, named.config)
+        with _quiet():
+            return datasets.load_dataset_builder(named.name, named.config)
     except ValueError as error:
         raise UserError(f"{url}: {' '.join(str(error).split())}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library from logging each attempt that fails; how it ends is told once, by us."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

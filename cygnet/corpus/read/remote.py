@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import http.client
 import io
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
@@ -56,10 +57,11 @@ def local_path(url: str) -> str | None:
 def find_urls(given: str, problems: Problems) -> list[InputFile]:
     """Return the files behind a URL: one, or what a folder or a glob of a storage holds.
 
-    What does not answer, or is of an unknown kind, is counted in `problems`.
+    What does not answer, is of an unknown kind, or needs a package that is not installed, is
+    counted in `problems`.
 
     Raises:
-        UserError: the kind of URL is unknown, or needs a package that is not installed.
+        UserError: the kind of URL is unknown.
     """
     scheme = urlsplit(given).scheme.lower()
     if scheme == "hf":
@@ -75,13 +77,14 @@ def open_url(url: str) -> IO[bytes]:
     """Open what lies behind a URL, streaming.
 
     Raises:
-        OSError: it cannot be opened.
-        UserError: the kind of URL is unknown, or needs a package that is not installed.
+        OSError: it cannot be opened, or needs a package that is not installed.
+        UserError: the kind of URL is unknown.
     """
     if urlsplit(url).scheme.lower() in ("http", "https"):
         return io.BufferedReader(HttpStream(url), 1 << 16)
     storage, path = _storage(url)
-    return storage.open(path, "rb")
+    with _as_os_error():
+        return io.BufferedReader(_Stored(storage.open(path, "rb")), 1 << 16)
 
 
 def _find_http(url: str, problems: Problems) -> list[InputFile]:
@@ -233,28 +236,87 @@ class _ChangedError(OSError):
     """Asking again is of no use."""
 
 
-def _storage(url: str) -> tuple[Any, str]:
-    fsspec = require("fsspec", "data")
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    """Make an `OSError` of what a storage raises: each kind has errors of its own."""
     try:
-        storage, path = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        raise UserError(f"{_shown(url)}: {error}") from error
-    except ValueError as error:
-        raise UserError(
-            f"{_shown(url)}: {error}; give a path, or a URL that fsspec knows"
-        ) from error
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(_why(error)) from error
+
+
+class _Stored(io.RawIOBase):
+    """A file of a storage, whose errors are those of files.
+
+    Args:
+        file: it, open.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say whether the file can be sought in."""
+        return bool(self._file.seekable())
+
+    def readinto(self, buffer: Any) -> int:
+        """Read as `io.RawIOBase` does."""
+        with _as_os_error():
+            block = self._file.read(len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Seek as `io.RawIOBase` does."""
+        with _as_os_error():
+            return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        """Return the place in the file."""
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
+def _storage(url: str) -> tuple[Any, str]:
+    """Return the storage and the path in it.
+
+    Raises:
+        OSError: a package that it needs is not installed, or it does not let us in.
+        UserError: fsspec knows no such kind of URL.
+    """
+    try:
+        with _as_os_error():
+            storage, path = require("fsspec", "data").core.url_to_fs(url)
+    except OSError as error:
+        if isinstance(error.__cause__, ValueError):
+            raise UserError(
+                f"{_shown(url)}: {error}; give a path, or a URL that fsspec knows"
+            ) from error
+        raise
     return storage, path
 
 
 def _find_stored(url: str, problems: Problems) -> Iterable[InputFile]:
-    storage, path = _storage(url)
     try:
+        storage, path = _storage(url)
         if glob.has_magic(path):
             found, named = storage.glob(path, detail=True), False
         elif storage.isdir(path):
             found, named = storage.find(path, detail=True), False
         else:
             found, named = {path: storage.info(path)}, True
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001 (each kind of storage raises errors of its own)
         problems.add("failed download", _shown(url), _why(error) + _if_missing(error))
         return

@@ -1,4 +1,6 @@
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -60,7 +62,51 @@ def test_a_wrong_split_or_config_is_a_clear_line(data_set: Path) -> None:
         list(read_file(file, Problems()))
 
 
-def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_split_is_told_before_anything_is_read(data_set: Path) -> None:
+    with pytest.raises(UserError, match=r"no split 'tset'"):
+        find_files([f"hf://datasets/{data_set}:tset"], Problems())
+
+
+def test_a_data_set_that_changes_under_a_run_does_not_stop_it(data_set: Path) -> None:
+    problems = Problems()
+    (file,) = find_files([f"hf://datasets/{data_set}:test"], problems)
+    (data_set / "test.jsonl").unlink()
+    assert list(read_file(file, problems)) == []
+    assert "no split 'test'" in problems.kinds["failed download"].places[0][1]
+
+
+def test_without_the_library_the_extra_is_named_and_the_rest_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'cygnet\[hub\]'"):
-        find_files(["hf://datasets/a/b"], Problems())
+    (tmp_path / "a.txt").write_text("x")
+    problems = Problems()
+    files = find_files(["hf://datasets/a/b", str(tmp_path / "a.txt")], problems)
+    assert [file.path.name for file in files] == ["a.txt"]
+    ((where, why),) = problems.kinds["failed download"].places
+    assert where == "hf://datasets/a/b" and "pip install 'cygnet[hub]'" in why
+
+
+OFFLINE = """
+import huggingface_hub.utils._http as http
+from cygnet.corpus.read.find import find_files
+from cygnet.corpus.read.problems import Problems
+http.time.sleep = lambda _: None
+problems = Problems()
+assert find_files(["hf://datasets/no/such"], problems) == []
+print(problems.lines()[0])
+"""
+
+
+def test_a_hub_that_does_not_answer_is_one_line_and_the_library_says_nothing() -> None:
+    pytest.importorskip("datasets")
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "no_proxy": "*"}
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE],
+        env=os.environ | environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "failed download" in done.stdout and done.stdout.count("\n") == 1
+    assert done.stderr == ""

@@ -250,6 +250,46 @@ def test_storage_that_is_not_there_or_not_known(stored: str) -> None:
         read("nosuch://a/b.txt")
 
 
+def test_a_storage_whose_package_is_missing_is_counted_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = pytest.importorskip("fsspec.registry").known_implementations
+    plugged = {"class": "nosuchfs.Storage", "err": "Install nosuchfs to read it"}
+    monkeypatch.setitem(registry, "plugged", plugged)
+    (tmp_path / "a.txt").write_text("good")
+    documents, problems = read("plugged://box/b.txt", str(tmp_path / "a.txt"))
+    assert [d.text for d in documents] == ["good"]
+    assert problems.kinds["failed download"].places == [
+        ("plugged://box/b.txt", "Install nosuchfs to read it")
+    ]
+
+
+@pytest.mark.parametrize("when", ["open", "read"])
+def test_a_storage_s_own_errors_are_counted(
+    stored: str, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    class OddError(Exception):
+        pass
+
+    class File(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OddError("no credentials")
+
+    def refuse(*_: Any, **__: Any) -> File:
+        if when == "read":
+            return File()
+        raise OddError("no credentials")
+
+    storage = pytest.importorskip("fsspec").filesystem("memory")
+    problems = Problems()
+    (file,) = find_files([f"{stored}/top/a.txt"], problems)
+    monkeypatch.setattr(type(storage), "open", refuse)
+    assert list(read_file(file, problems)) == []
+    (kind,) = problems.kinds
+    assert kind == ("failed download" if when == "open" else "damaged file")
+    assert problems.kinds[kind].places == [(file.url, "no credentials")]
+
+
 def test_a_file_url_is_a_path(tmp_path: Path) -> None:
     (tmp_path / "a b.txt").write_text("text")
     (document,), _ = read((tmp_path / "a b.txt").as_uri())

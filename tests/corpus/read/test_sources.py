@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,6 @@ def test_a_bare_path_is_an_entry_and_paths_start_at_the_file(collection: Path) -
         ("- path: rows.jsonl\n  epochs: many", "entry 1, epochs: 'many' given"),
         ("- path: rows.jsonl\n  weight: yes", "entry 1, weight: True given"),
         ("- path: rows.jsonl\n  licence: 3", "entry 1, licence: 3 is no text"),
-        ("- path: nowhere.txt", "entry 1, path: .*nowhere.txt: no such file"),
         ("- path: sources.yaml", "a sources file holds no other one"),
     ],
 )
@@ -86,3 +86,27 @@ def test_a_set_of_rules_that_is_none_is_named(tmp_path: Path) -> None:
     path.write_text("- path: a.txt\n  rules: wet\n")
     with pytest.raises(UserError, match=r"entry 1, rules: no set 'wet'.*'web'"):
         read_sources(path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind", "why"),
+    [
+        ("nowhere.txt", "no file", "no such file or folder"),
+        ("nothing/*.txt", "no file", "no such file or folder"),
+        ("picture.png", "not text", "cannot read a file of this kind"),
+        ("nosuch://a/b.txt", "failed download", "Protocol not known: nosuch"),
+        ("hf://datasets/", "failed download", "write hf://datasets/OWNER/NAME"),
+    ],
+)
+def test_an_entry_that_gives_nothing_is_counted_and_the_rest_goes_on(
+    collection: Path, entry: str, kind: str, why: str
+) -> None:
+    (collection / "picture.png").write_text("x")
+    path = write(collection, f"- {entry}\n- rows.jsonl\n")
+    problems = Problems()
+    assert [file.path.name for file in find_files([str(path)], problems)] == ["rows.jsonl"]
+    ((where, told),) = problems.kinds[kind].places
+    assert len(problems.kinds) == 1 and where.endswith(entry)
+    assert why in told and told.endswith(f"(entry 1 of {path})")
+    with pytest.raises(UserError, match=rf"{re.escape(entry)}: {kind} .*--strict"):
+        find_files([str(path)], Problems(strict=True))
