@@ -34,6 +34,28 @@ _ZIP_ERRORS = (
     *(NotImplementedError, RuntimeError, UnicodeError, ElementTree.ParseError, MemoryError),
 )
 
+_LICENCES = (
+    re.compile(r"https?://[\w.]*(?:creativecommons|gnu|opensource)\.org/[^\s<>\"']+", re.I),
+    re.compile(
+        r"\bCC0(?:[ -]1\.0)?\b|\bCC[ -]BY(?:-(?:NC|SA|ND))*(?:[ -]\d(?:\.\d)?)?(?:[ -][A-Z]{2}\b)?|"
+        r"\bCreative Commons (?:(?!Licen[cs]e)[\w./-]+ ){1,6}(?:\d\.\d|Licen[cs]e)"
+        r"(?: \d\.\d)?(?: \w+ Licen[cs]e)?",
+        re.I,
+    ),
+    re.compile(
+        r"\b(?:GNU [\w ]{0,30}(?:General Public|Documentation) License|[AL]?GPL|GFDL)\b", re.I
+    ),
+)
+_KNOWN_RIGHTS = {
+    "public domain": ("public domain", "no known copyright", "gemeinfrei", "domaine public"),
+    "all rights reserved": (
+        *("all rights reserved", "alle rechte vorbehalten", "tous droits réservés"),
+        *("todos los derechos reservados", "tutti i diritti riservati", "все права защищены"),
+        *("版权所有", "保留所有权利", "無断転載"),
+    ),
+}
+MAX_LICENCE_CHARS = 100
+
 _PAGE_NUMBER = re.compile(
     r"[\W_]*(?:(?:page|seite|第)\s*)?(?:\d{1,5}|[ivxlc]{1,7})[\W_页頁]*", re.I
 )
@@ -130,9 +152,27 @@ def _book_fields(book: ElementTree.Element) -> dict[str, Any]:
     for element in book.iter():
         field = _FIELDS.get(element.tag.rpartition("}")[2])
         text = " ".join((element.text or "").split())[:1000]
+        if field == "licence":
+            text = licence_of(text)
         if field and text and "dc/elements" in element.tag:
             fields[field] = f"{fields[field]}, {text}" if field == "author" in fields else text
     return fields
+
+
+def licence_of(rights: str) -> str:
+    """Return the licence that a book's note on its rights names, in a few words; empty for none.
+
+    A licence by its address or its name; else "public domain" or "all rights reserved"; else the
+    note itself where it is short, for a long one is no name of a licence.
+    """
+    for pattern in _LICENCES:
+        if found := pattern.search(rights):
+            return found[0].strip(" .,;:()")
+    lower = rights.lower()
+    for known, words in _KNOWN_RIGHTS.items():
+        if any(word in lower for word in words):
+            return known
+    return rights if len(rights) <= MAX_LICENCE_CHARS else ""
 
 
 def _reading_order(book: ElementTree.Element, folder: str) -> Iterator[str]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import IO
 
 from cygnet.corpus.read.decode import SAMPLE_BYTES, guess_encoding
 from cygnet.corpus.read.find import InputFile
 from cygnet.corpus.read.kinds import HEAD_BYTES, compression_of, kind_by_head
+from cygnet.corpus.read.mixed import UTF8
 from cygnet.corpus.read.open import fault_types
 from cygnet.errors import UserError
+from cygnet.files import read_json, write_json
 
 SEARCH_BYTES = 1 << 20
 """So far behind the wanted place a separator, then a blank line, is looked for."""
@@ -22,11 +25,37 @@ _SEPARATOR = re.compile(
 )
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _LINE_END = re.compile(rb"\n")
+_WAY_OF_CUTTING = 1
+"""Another number where other places are cut at: what was known no longer holds."""
 _OVERLAP_BYTES = 64
 """Enough for what the longest mark is judged by."""
 
 
-def slices(file: InputFile, slice_bytes: int) -> list[InputFile]:
+class KnownCuts:
+    """Where files were cut at earlier runs, by their content: their lines are counted once.
+
+    Args:
+        path: where `save` wrote it; what is not there or not readable is found anew.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._known = path, read_json(path)
+        self._used: dict[str, list[tuple[int, int]]] = {}
+
+    def cuts(self, key: str, find: Callable[[], list[tuple[int, int]]]) -> list[tuple[int, int]]:
+        """Return what is known under a key, else what is found."""
+        known = self._known.get(key)
+        self._used[key] = find() if known is None else [(start, line) for start, line in known]
+        return self._used[key]
+
+    def save(self) -> None:
+        """Write what this run has used."""
+        write_json(self._path, self._used)
+
+
+def slices(
+    file: InputFile, slice_bytes: int, known: KnownCuts | None = None, digest: str = ""
+) -> list[InputFile]:
     """Cut a file into slices of about `slice_bytes`, at the same places each time.
 
     JSON lines and text, both uncompressed and in UTF-8, are cut at ends of lines; parquet at those
@@ -38,6 +67,12 @@ def slices(file: InputFile, slice_bytes: int) -> list[InputFile]:
 
     A file that cannot be read is one slice; the reader counts what is wrong.
 
+    Args:
+        file: it, whole.
+        slice_bytes: about so many bytes are in a slice.
+        known: where files were cut before.
+        digest: of the file's content, which `known` knows it by; empty where there is none.
+
     Raises:
         UserError: `slice_bytes` is below 1.
     """
@@ -48,18 +83,16 @@ def slices(file: InputFile, slice_bytes: int) -> list[InputFile]:
     try:
         if file.path.stat().st_size <= slice_bytes:
             return [file]
-        with open(file.path, "rb") as raw:
-            sample = raw.read(SAMPLE_BYTES)
-            head = sample[:HEAD_BYTES]
-            if compression_of(head) or kind_by_head(head, file.kind) != (file.kind, ""):
-                return [file]
-            if file.kind == "parquet":
-                return list(_parquet_slices(file, slice_bytes))
-            elif guess_encoding(sample) in ("utf-8", "utf-8-sig"):
-                cuts = list(_line_cuts(raw, slice_bytes, file.kind == "text"))
-            else:
-                return [file]
+        if file.kind == "parquet":
+            return list(_parquet_slices(file, slice_bytes))
+        if known is None or not digest:
+            cuts = _cuts_of(file, slice_bytes)
+        else:
+            key = f"{_WAY_OF_CUTTING} {file.kind} {slice_bytes} {digest}"
+            cuts = known.cuts(key, lambda: _cuts_of(file, slice_bytes))
     except fault_types():
+        return [file]
+    if not cuts:
         return [file]
     starts = [(0, 1), *cuts]
     stops = [start for start, _ in cuts]
@@ -69,9 +102,27 @@ def slices(file: InputFile, slice_bytes: int) -> list[InputFile]:
     ]
 
 
+def _cuts_of(file: InputFile, slice_bytes: int) -> list[tuple[int, int]]:
+    """Return (byte, number of its line) where slices begin, but for the first."""
+    with open(file.path, "rb") as raw:
+        sample = raw.read(SAMPLE_BYTES)
+        if not _is_of_kind(sample, file) or guess_encoding(sample) not in UTF8:
+            return []
+        return list(_line_cuts(raw, slice_bytes, file.kind == "text"))
+
+
+def _is_of_kind(start: bytes, file: InputFile) -> bool:
+    head = start[:HEAD_BYTES]
+    return not compression_of(head) and kind_by_head(head, file.kind) == (file.kind, "")
+
+
 def _parquet_slices(file: InputFile, slice_bytes: int) -> Iterator[InputFile]:
     import pyarrow.parquet
 
+    with open(file.path, "rb") as raw:
+        if not _is_of_kind(raw.read(HEAD_BYTES), file):
+            yield file
+            return
     with pyarrow.parquet.ParquetFile(file.path) as table:
         num_groups, start, row, first_row, num_bytes = table.num_row_groups, 0, 1, 1, 0
         for number in range(num_groups):

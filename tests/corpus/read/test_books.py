@@ -57,6 +57,36 @@ def read_epub(data: bytes) -> tuple[list[Piece], Problems]:
     return list(epub_pieces(io.BytesIO(data), "a.epub", problems)), problems
 
 
+@pytest.mark.parametrize(
+    ("rights", "licence"),
+    [
+        ("CC BY-SA 4.0", "CC BY-SA 4.0"),
+        ("Public domain in the USA.", "public domain"),
+        ("Copyright 2010 A. Walker", "Copyright 2010 A. Walker"),
+        ("Copyright 2010. All rights reserved. No part may be " + "x " * 99, "all rights reserved"),
+        (
+            "Some rights reserved. To view a copy of this licence, which " + "x " * 99 + "visit "
+            "https://creativecommons.org/licenses/by-nc/4.0/.",
+            "https://creativecommons.org/licenses/by-nc/4.0/",
+        ),
+        (
+            "You may use it under a Creative Commons Attribution-ShareAlike 3.0 Unported License "
+            "as long as " + "x " * 99,
+            "Creative Commons Attribution-ShareAlike 3.0 Unported License",
+        ),
+        ("This book may be copied by whoever likes it, but " + "x " * 99, None),
+    ],
+)
+def test_a_note_on_rights_gives_the_licence_that_it_names_and_no_more(
+    rights: str, licence: str | None
+) -> None:
+    package = PACKAGE.replace("CC BY 4.0", rights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "PACKAGE", package)
+        pieces, _ = read_epub(epub([chapter("It begins.", "One")]))
+    assert pieces[0].fields.get("licence") == licence
+
+
 def test_chapters_come_in_reading_order_with_what_the_book_says_of_itself() -> None:
     pieces, problems = read_epub(epub([chapter("It begins.", "One"), chapter("It ends.", "Two")]))
     assert [(p.where, p.text) for p in pieces] == [

@@ -15,7 +15,7 @@ from cygnet.corpus.read import slices as slicing
 from cygnet.corpus.read.find import InputFile, find_files
 from cygnet.corpus.read.problems import Problems
 from cygnet.corpus.read.readers import read_file
-from cygnet.corpus.read.slices import slices
+from cygnet.corpus.read.slices import KnownCuts, slices
 from cygnet.errors import UserError
 
 LINE = "<|endoftext|>"
@@ -182,3 +182,34 @@ def test_what_cannot_be_cut_is_one_slice(tmp_path: Path) -> None:
     assert slices(gone, 100) == [gone]
     with pytest.raises(UserError, match="slice_bytes is 0"):
         slices(gone, 0)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "txt"])
+def test_what_is_known_by_its_content_is_not_counted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    file = one(tmp_path / f"a.{kind}", b'{"text": "one"}\n' * 300)
+    small = one(tmp_path / f"b.{kind}", b"a line that never ends " * 300)
+    known = KnownCuts(tmp_path / "cuts.json")
+    first = slices(file, 1_000, known, "sha-a"), slices(small, 1_000, known, "sha-b")
+    assert first == (slices(file, 1_000), slices(small, 1_000)) and len(first[0]) > 3
+    known.save()
+    with monkeypatch.context() as patch:
+        patch.setattr(slicing, "_line_cuts", None)  # no line is counted
+        known = KnownCuts(tmp_path / "cuts.json")
+        again = slices(file, 1_000, known, "sha-a"), slices(small, 1_000, known, "sha-b")
+    assert again == first
+    assert slices(file, 2_000, known, "sha-a") == slices(file, 2_000)
+    changed = one(file.path, b'{"text": "another"}\n' * 300)
+    assert slices(changed, 1_000, known, "sha-c") == slices(changed, 1_000) != first[0]
+    assert slices(changed, 1_000, known, "") == slices(changed, 1_000)
+    known.save()
+    slices(changed, 1_000, known := KnownCuts(tmp_path / "cuts.json"), "sha-c")
+    known.save()
+    assert len(json.loads((tmp_path / "cuts.json").read_text())) == 1  # what is gone is forgotten
+
+
+def test_a_file_of_what_is_known_that_is_damaged_counts_for_nothing(tmp_path: Path) -> None:
+    file = one(tmp_path / "a.jsonl", b'{"text": "one"}\n' * 300)
+    (tmp_path / "cuts.json").write_text("{broken")
+    assert slices(file, 1_000, KnownCuts(tmp_path / "cuts.json"), "x") == slices(file, 1_000)
