@@ -23,18 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.stats import binomtest
 
 from cygnet.corpus.clean.words import Hashes, TextBatch
-from cygnet.corpus.dedup import (
-    Compared,
-    Entries,
-    bands,
-    find_duplicates,
-    fingerprints,
-    share_found,
-)
+from cygnet.corpus.dedup import Entries, bands, find_duplicates, fingerprints, share_found
+from cygnet.corpus.near import Candidates, Compared, near_duplicates
 
 FILE = Path(__file__).parent / "data" / "near_duplicates.jsonl.gz"
 THRESHOLDS = (0.3, 0.35, 0.4, 0.42, 0.44, 0.46, 0.48, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
@@ -107,7 +102,11 @@ def find(
         thresholds=np.full(len(rows), threshold),
         edits=np.full(len(rows), edits),
     )
-    duplicates = find_duplicates(entries, 0.0, lambda number: texts[number])
+
+    def compare(candidates: Candidates) -> NDArray[Any]:
+        return near_duplicates(candidates, lambda at: texts[candidates.documents[at]])
+
+    duplicates = find_duplicates(entries, 0.0, compare)
     return [(number, duplicate.of) for number, duplicate in duplicates.items()]
 
 

@@ -38,8 +38,8 @@ from benchmarks.near_duplicates import similarities
 from cygnet.corpus.builtin import builtin_documents
 from cygnet.corpus.clean.normalize import normalize
 from cygnet.corpus.clean.words import words
-from cygnet.corpus.dedup import Compared
 from cygnet.corpus.document import document_id
+from cygnet.corpus.near import Compared
 from cygnet.han import HAN
 
 FILE = Path(__file__).parent / "data" / "near_duplicates.jsonl.gz"

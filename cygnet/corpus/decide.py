@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cygnet.corpus.array_file import ArrayFile
 from cygnet.corpus.arrow import to_numpy
 from cygnet.corpus.clean.rules import Rule, broken, first_broken
-from cygnet.corpus.dedup import Compared, Duplicate, Entries, find_duplicates
+from cygnet.corpus.dedup import Duplicate, Entries, find_duplicates
 from cygnet.corpus.document import Document
+from cygnet.corpus.near import Candidates, Places, compare_in_tasks, sorted_set
 from cygnet.corpus.part_writer import read_table
 from cygnet.corpus.parts import rule_set
+from cygnet.corpus.scale import ScaleConfig
 from cygnet.corpus.settings import DataConfig
 from cygnet.corpus.split import heldout_limit
 from cygnet.errors import UserError
-from cygnet.progress import progress
 
 COMMON_PHRASES = 10
 """Runs of words in more training documents than this are common property (licences, notices), and
@@ -42,14 +44,15 @@ class Parts:
     """All parts of a work folder, as if their documents stood behind one another.
 
     Attributes:
+        folder: the work folder.
+        keys: of the parts, in order.
         table: a row for each document; texts stay on disk.
     """
 
     def __init__(self, folder: Path, keys: Sequence[str]) -> None:
         import pyarrow
 
-        self._folder, self._keys = folder, keys
-        self._open = lru_cache(maxsize=64)(partial(np.load, mmap_mode="r"))
+        self.folder, self.keys = folder, keys
         tables = [read_table(folder / f"{key}.arrow") for key in keys]
         self.offsets = np.cumsum([0, *(table.num_rows for table in tables)])
         filled = [table for table in tables if table.num_rows]
@@ -67,14 +70,16 @@ class Parts:
         assert self.table is not None
         return to_numpy(self.table.column(name))
 
-    def array(self, part: int, suffix: str) -> NDArray[Any]:
-        """Return a part's own array, on disk; few are open at a time."""
-        return self._open(self._folder / f"{self._keys[part]}.{suffix}")
+    def array(
+        self, part: int, suffix: str, first: int = 0, last: int | None = None
+    ) -> NDArray[Any]:
+        """Read rows of a part's own array."""
+        return ArrayFile(self.folder / f"{self.keys[part]}.{suffix}").rows(first, last)
 
     def document(self, number: int) -> Document:
         """Read one document."""
         part = int(np.searchsorted(self.offsets, number, side="right")) - 1
-        with open(self._folder / f"{self._keys[part]}.jsonl", "rb") as file:
+        with open(self.folder / f"{self.keys[part]}.jsonl", "rb") as file:
             file.seek(int(self._starts[number]))
             return Document.from_json(json.loads(file.readline()))
 
@@ -96,8 +101,8 @@ class Decision:
     """What the rules were held against."""
 
 
-def decide(parts: Parts, config: DataConfig, rules: Sequence[Rule]) -> Decision:
-    """Decide on all documents of some parts.
+def decide(parts: Parts, config: DataConfig, rules: Sequence[Rule], scale: ScaleConfig) -> Decision:
+    """Decide on all documents of some parts; texts are compared where `scale` says.
 
     Raises:
         UserError: the texts that stay share one subject, so that none can be held out.
@@ -110,7 +115,7 @@ def decide(parts: Parts, config: DataConfig, rules: Sequence[Rule]) -> Decision:
         return Decision(outcome, found, {}, numbers)
     positions = parts.column("position")
     limit = heldout_limit(positions[outcome == ""].tolist(), config.heldout_share)
-    duplicates = _duplicates(parts, np.flatnonzero(outcome == ""), limit, config)
+    duplicates = _duplicates(parts, np.flatnonzero(outcome == ""), limit, config, scale)
     for number, duplicate in duplicates.items():
         outcome[number] = duplicate.reason
     is_heldout = (outcome == "") & (positions < limit)
@@ -147,7 +152,11 @@ def rule_sets(parts: Parts, config: DataConfig) -> NDArray[Any]:
 
 
 def _duplicates(
-    parts: Parts, numbers: NDArray[np.int64], limit: float, config: DataConfig
+    parts: Parts,
+    numbers: NDArray[np.int64],
+    limit: float,
+    config: DataConfig,
+    scale: ScaleConfig,
 ) -> dict[int, Duplicate]:
     """Return the duplicates among some documents, by their numbers among all."""
     bounds = np.searchsorted(numbers, parts.offsets)
@@ -156,7 +165,7 @@ def _duplicates(
         """Read some rows, a part at a time: all of them take 512 bytes a document."""
         columns = []
         for part, (start, stop) in enumerate(itertools.pairwise(bounds.tolist())):
-            rows = parts.array(part, "npy")[first:last]
+            rows = parts.array(part, "npy", first, last)
             columns.append(rows[:, numbers[start:stop] - parts.offsets[part]])
         return np.concatenate(columns, axis=1)
 
@@ -172,19 +181,17 @@ def _duplicates(
         edits=np.where(is_conversation, 0.0, config.near_duplicate_edits),
     )
 
-    ends = parts.column("num_words").cumsum()
-    begins = np.concatenate([[0], ends[:-1]])
+    counts = parts.column("num_words")
+    begins = np.cumsum(counts) - counts
 
-    @lru_cache(maxsize=4096)
-    def compared(number: int) -> Compared:
-        document = int(numbers[number])
-        part = int(np.searchsorted(parts.offsets, document, side="right")) - 1
-        origin = begins[parts.offsets[part]]
-        span = slice(begins[document] - origin, ends[document] - origin)
-        return Compared.of_words(np.array(parts.array(part, "words.npy")[span]))
+    def compare(candidates: Candidates) -> NDArray[Any]:
+        documents = numbers[candidates.documents]
+        part = np.searchsorted(parts.offsets, documents, side="right") - 1
+        start = begins[documents] - begins[parts.offsets[part]]
+        places = Places(part, start, counts[documents])
+        return compare_in_tasks(candidates, places, parts.folder, parts.keys, scale)
 
-    with progress("de-duplicate", len(numbers)) as advance:
-        found = find_duplicates(entries, limit, compared, advance)
+    found = find_duplicates(entries, limit, compare)
     return {
         int(numbers[number]): Duplicate(
             duplicate.reason, int(numbers[duplicate.of]), duplicate.similarity
@@ -201,22 +208,32 @@ def _heldout_overlap(
     A single one is chance.
     """
     counts = parts.column("phrases")
-    owners = np.repeat(np.arange(len(parts)), counts)
-    num_parts = len(parts.offsets) - 1
-    phrases = np.concatenate([parts.array(part, "phrases.npy") for part in range(num_parts)])
-    held = np.unique(phrases[is_heldout[owners]])
+    held = [phrases[is_heldout[owners]] for phrases, owners in _phrases(parts, counts)]
+    known = sorted_set(np.concatenate(held))
     overlap = np.zeros(len(parts), np.float32)
-    if not len(held):
+    if not len(known):
         return overlap
-    is_training = (is_kept & ~is_heldout)[owners]
-    owners, phrases = owners[is_training], phrases[is_training]
-    at = np.minimum(np.searchsorted(held, phrases), len(held) - 1)
-    shared = held[at] == phrases
-    pairs = np.unique(np.stack([at[shared], owners[shared]], axis=1), axis=0)
-    num_documents = np.bincount(pairs[:, 0], minlength=len(held))
-    rare = pairs[num_documents[pairs[:, 0]] <= COMMON_PHRASES]
-    np.add.at(overlap, rare[:, 1], 1)
+    is_training = is_kept & ~is_heldout
+    shared = []
+    for phrases, owners in _phrases(parts, counts):
+        phrases, owners = phrases[is_training[owners]], owners[is_training[owners]]
+        at = np.minimum(np.searchsorted(known, phrases), len(known) - 1)
+        hits = known[at] == phrases
+        shared.append(sorted_set(at[hits] * len(parts) + owners[hits]))
+    at, owners = np.divmod(np.concatenate(shared), len(parts))
+    num_documents = np.bincount(at, minlength=len(known))
+    rare = owners[num_documents[at] <= COMMON_PHRASES]
+    overlap += np.bincount(rare, minlength=len(parts))
     return np.where(overlap > 1, overlap / np.maximum(counts, 1), 0).astype(np.float32)
+
+
+def _phrases(
+    parts: Parts, counts: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
+    """Yield the sampled runs of words of each part, and the number of each one's document."""
+    for part, (first, last) in enumerate(itertools.pairwise(parts.offsets.tolist())):
+        owners = np.repeat(np.arange(first, last), counts[first:last])
+        yield parts.array(part, "phrases.npy"), owners
 
 
 def nothing_left(outcome: NDArray[Any], where: str) -> UserError:

@@ -1,13 +1,4 @@
-"""Exact and near duplicates: MinHash finds candidates, the texts themselves decide.
-
-Two texts are near duplicates when the Jaccard similarity of their sets of word pairs reaches the
-threshold, or when few words need be changed, put in or left out to make one of the other
-(Levenshtein). The first holds where sentences are moved, the second where words are changed here
-and there. Pairs rather than longer runs, so that short texts behave: of two poems of 20 characters
-that differ in one, 17 of 21 pairs are shared (0.81). Where a share e of the words is changed one
-by one, about (1 - e)**2 of the pairs stay, so that the similarity is about s / (2 - s) with
-s = (1 - e)**2: 0.82 for a twentieth, 0.68 for a tenth, 0.47 for a fifth. Distinct pages of one
-template share as many pairs as the latter, which is why the words themselves decide there.
+"""Exact and near duplicates: MinHash finds candidates, their words decide (`near`).
 
 Source of the method: Broder, "On the resemblance and containment of documents" (1997); banding as
 in Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", section 3.4.
@@ -26,7 +17,14 @@ from numpy.typing import NDArray
 
 from cygnet.corpus.clean.words import Hashes, Ints, TextBatch
 from cygnet.corpus.document import Document
-from cygnet.errors import require
+from cygnet.corpus.near import (
+    FLOOR_MARGIN,
+    Candidates,
+    Values,
+    shortened,
+    similarity_after,
+    sorted_set,
+)
 from cygnet.hashing import mixed
 
 NUM_HASHES = 128
@@ -44,14 +42,11 @@ SAMPLED = 16
 MOST_PAIRED = 64
 """Documents that share a band are compared with so many before them, and with the first."""
 PAIRS_AT_ONCE = 1 << 16
-FLOOR_MARGIN = 0.9
-"""Texts with a share of edits may be a little less similar than `similarity_after` says."""
 REASONS = {
     "exact_duplicate": "the same words as another document",
     "near_duplicate": "shares most word pairs with another document",
     "heldout_duplicate": "the same as, or nearly the same as, a held-out document",
 }
-Values = NDArray[np.uint32]
 
 
 def comparable(document: Document) -> str:
@@ -104,7 +99,7 @@ def fingerprints(batch: TextBatch) -> Fingerprints:
     return Fingerprints(
         exact=np.array([_exact_key(batch, i) for i in range(len(batch))], "V16"),
         minhash=_minhash(hashes, offsets),
-        words=_short(batch.word_hashes),
+        words=shortened(batch.word_hashes),
         num_words=np.diff(batch.word_offsets),
         phrases=phrases[chosen],
         phrase_counts=np.diff(np.searchsorted(chosen, phrase_offsets)),
@@ -134,62 +129,8 @@ def _pairs(batch: TextBatch) -> tuple[Hashes, Ints]:
     return hashes, offsets
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """What of a text is held against another."""
-
-    words: Values
-    """A hash of each, in order."""
-    pairs: Hashes
-    """The set of pairs of neighbouring words, sorted; of a single word, that one."""
-
-    @classmethod
-    def of(cls, text: str) -> Compared:
-        """Return the words and pairs of a `comparable` text."""
-        return cls.of_words(_short(TextBatch([text]).word_hashes))
-
-    @classmethod
-    def of_words(cls, words: Values) -> Compared:
-        """Return the words and their pairs."""
-        long = words.astype(np.uint64)
-        pairs = (long[:-1] << np.uint64(32)) | long[1:] if len(long) > 1 else long
-        return cls(words, _unique(pairs))
-
-
-def edited_share(a: Compared, b: Compared, most: float) -> float:
-    """Return the edits of words that make `b` of `a`, over the longer one's words.
-
-    Where they are more than `most`, it is 1.
-    """
-    levenshtein = require("rapidfuzz.distance", "data").Levenshtein
-    distance = levenshtein.normalized_distance
-    return float(distance(a.words.tolist(), b.words.tolist(), score_cutoff=most))
-
-
-def similarity_after(edits: Any) -> Any:
-    """Return the Jaccard similarity of a text and one with a share of its words changed."""
-    kept = (1 - edits) ** 2
-    return kept / (2 - kept)
-
-
-def jaccard(a: Hashes, b: Hashes) -> float:
-    """Return the size of the intersection over the size of the union of two sorted sets."""
-    common = len(np.intersect1d(a, b, assume_unique=True))
-    return common / max(len(a) + len(b) - common, 1)
-
-
-def _unique(values: NDArray[Any]) -> NDArray[Any]:
-    """Return the different values, sorted; `numpy.unique` takes ten times as long on integers."""
-    values = np.sort(values)
-    return values[np.flatnonzero(np.diff(values, prepend=~values[:1]))]
-
-
-def _short(hashes: Hashes) -> Values:
-    return (hashes >> np.uint64(32)).astype(np.uint32)
-
-
 def _minhash(hashes: Hashes, offsets: Ints) -> Values:
-    values = _short(hashes)
+    values = shortened(hashes)
     result = np.empty((NUM_HASHES, len(offsets) - 1), np.uint32)
     if not len(values):
         return result
@@ -258,10 +199,7 @@ class Duplicate:
 
 
 def find_duplicates(
-    entries: Entries,
-    heldout_below: float,
-    compared: Callable[[int], Compared],
-    advance: Callable[[], None] = lambda: None,
+    entries: Entries, heldout_below: float, compare: Callable[[Candidates], NDArray[Any]]
 ) -> dict[int, Duplicate]:
     """Return the documents that are duplicates of one that is kept.
 
@@ -271,108 +209,69 @@ def find_duplicates(
     Args:
         entries: of all documents.
         heldout_below: documents of lower position are held out.
-        compared: gives a document's words by its number.
-        advance: is told of each document.
+        compare: finds the near duplicates among candidates, as `near.near_duplicates` does.
     """
-    return _Search(entries, heldout_below, compared).run(advance)
+    order = np.lexsort((entries.sources, entries.ids, entries.positions))
+    exact = np.ascontiguousarray(entries.exact)[order]
+    first_of = _first_of(exact.view(np.uint64).reshape(-1, 2))
+    is_first = first_of == np.arange(len(exact))
+    found: dict[int, Duplicate] = {}
+
+    def add(number: int, kept: int, reason: str, similarity: float) -> None:
+        leaks = entries.positions[kept] < heldout_below <= entries.positions[number]
+        found[number] = Duplicate("heldout_duplicate" if leaks else reason, kept, similarity)
+
+    for number, kept, similarity in compare(_candidates(entries, order, is_first)).tolist():
+        add(number, kept, "near_duplicate", similarity)
+    for rank in np.flatnonzero(~is_first).tolist():
+        first = int(order[first_of[rank]])
+        if near := found.get(first):  # it repeats what its first copy repeats
+            add(int(order[rank]), near.of, "near_duplicate", near.similarity)
+        else:
+            add(int(order[rank]), first, "exact_duplicate", 1.0)
+    return found
 
 
-class _Search:
-    """The search among documents in the order in which they are taken, their ranks."""
+def _candidates(entries: Entries, order: Ints, is_first: NDArray[np.bool_]) -> Candidates:
+    """Return the pairs estimated to be near enough; of equal documents the first alone is in them.
 
-    def __init__(
-        self, entries: Entries, heldout_below: float, compared: Callable[[int], Compared]
-    ) -> None:
-        self._entries, self._compared, self._heldout_below = entries, compared, heldout_below
-        self._order = np.lexsort((entries.sources, entries.ids, entries.positions))
-        self._rank = np.empty(len(self._order), np.int64)
-        self._rank[self._order] = np.arange(len(self._order))
-        self._floors = entries.floors[self._order]
-        self._found: dict[int, Duplicate] = {}
+    Args:
+        entries: of all documents.
+        order: (documents), the numbers in the order in which they are taken.
+        is_first: (documents) in that order, whether no equal one came before.
+    """
+    ranks = np.flatnonzero(is_first)
+    rows, num_bands = bands(entries.least_similarity)
+    found, new, num_new = np.empty(0, np.int64), [], 0
+    for band in range(num_bands):
+        values = entries.minhash(band * rows, (band + 1) * rows)
+        new.append(_equal_pairs(_band_key(values[:, order[ranks]])))
+        num_new += len(new[-1])
+        if num_new > len(found) or band == num_bands - 1:
+            found, new, num_new = sorted_set(np.concatenate([found, *new])), [], 0
+    second, first = np.divmod(found, max(len(ranks), 1))
+    involved = sorted_set(np.concatenate([first, second]))
+    documents = order[ranks[involved]]
+    first, second = np.searchsorted(involved, first), np.searchsorted(involved, second)
+    likely = _are_likely(entries, documents, first, second)
+    thresholds, edits = entries.thresholds[documents], entries.edits[documents]
+    return Candidates.of_pairs(documents, thresholds, edits, first[likely], second[likely])
 
-    def run(self, advance: Callable[[], None]) -> dict[int, Duplicate]:
-        exact = np.ascontiguousarray(self._entries.exact)[self._order]
-        first_of = _first_of(exact.view(np.uint64).reshape(-1, 2))
-        is_first = first_of == np.arange(len(exact))
-        lower, higher = self._likely_pairs(is_first)
-        begins = np.searchsorted(higher, np.arange(len(exact) + 1))
-        asked = np.flatnonzero(np.diff(begins) > 0)
-        for _ in range(int(is_first.sum()) - len(asked)):
-            advance()
-        is_kept = np.ones(len(exact), bool)
-        for rank in asked.tolist():
-            advance()
-            others = lower[begins[rank] : begins[rank + 1]]
-            is_kept[rank] = not self._is_near(rank, others[is_kept[others]])
-        for rank in np.flatnonzero(~is_first).tolist():
-            advance()
-            first = int(first_of[rank])
-            if is_kept[first]:
-                self._add(rank, first, "exact_duplicate", 1.0)
-            else:  # it repeats what its first copy repeats
-                near = self._found[int(self._order[first])]
-                self._add(rank, int(self._rank[near.of]), "near_duplicate", near.similarity)
-        return self._found
 
-    def _likely_pairs(self, is_first: NDArray[np.bool_]) -> tuple[Ints, Ints]:
-        """Return the ranks of pairs estimated to be near enough, by the higher, then the lower.
-
-        Of equal documents the first alone is looked at.
-        """
-        count = len(self._order)
-        ranks = np.flatnonzero(is_first)
-        rows, num_bands = bands(self._entries.least_similarity)
-        found = np.empty(0, np.int64)
-        for band in range(num_bands):
-            values = self._entries.minhash(band * rows, (band + 1) * rows)
-            keys = _band_key(values[:, self._order[ranks]])
-            higher, lower = np.divmod(_equal_pairs(keys), max(len(ranks), 1))
-            found = _unique(np.concatenate([found, ranks[higher] * count + ranks[lower]]))
-        higher, lower = np.divmod(found, max(count, 1))
-        involved = _unique(np.concatenate([lower, higher]))
-        sketch = self._sketch(self._order[involved])
-        at = np.searchsorted(involved, lower), np.searchsorted(involved, higher)
-        floors = np.maximum(self._floors[lower], self._floors[higher])
-        likely = np.empty(len(found), bool)
-        for first in range(0, len(found), PAIRS_AT_ONCE):
-            chosen = slice(first, first + PAIRS_AT_ONCE)
-            estimates = (sketch[at[0][chosen]] == sketch[at[1][chosen]]).sum(axis=1) / NUM_HASHES
-            likely[chosen] = estimates >= floors[chosen] - MARGIN
-        return lower[likely], higher[likely]
-
-    def _sketch(self, numbers: Ints) -> NDArray[np.uint8]:
-        """Return (documents, `NUM_HASHES`), the low bytes of some documents' values."""
-        sketch = np.empty((len(numbers), NUM_HASHES), np.uint8)
-        for first in range(0, NUM_HASHES, HASHES_AT_ONCE):
-            values = self._entries.minhash(first, first + HASHES_AT_ONCE)
-            sketch[:, first : first + HASHES_AT_ONCE] = (values[:, numbers] & 0xFF).T
-        return sketch
-
-    def _is_near(self, rank: int, others: Ints) -> bool:
-        if not len(others):
-            return False
-        entries = self._entries
-        own = int(self._order[rank])
-        text = self._compared(own)
-        for other in others.tolist():  # in order, so that held-out ones come first
-            number = int(self._order[other])
-            near = self._compared(number)
-            similarity = jaccard(text.pairs, near.pairs)
-            edits = min(entries.edits[own], entries.edits[number])
-            floor = FLOOR_MARGIN * similarity_after(edits)
-            if similarity >= max(entries.thresholds[own], entries.thresholds[number]) or (
-                edits > 0 and similarity >= floor and edited_share(text, near, edits) <= edits
-            ):
-                self._add(rank, other, "near_duplicate", similarity)
-                return True
-        return False
-
-    def _add(self, rank: int, of: int, reason: str, similarity: float) -> None:
-        number, kept = int(self._order[rank]), int(self._order[of])
-        positions = self._entries.positions
-        leaks = positions[kept] < self._heldout_below <= positions[number]
-        reason = "heldout_duplicate" if leaks else reason
-        self._found[number] = Duplicate(reason, kept, similarity)
+def _are_likely(entries: Entries, documents: Ints, first: Ints, second: Ints) -> NDArray[np.bool_]:
+    """Say which pairs are estimated to be near enough, by the low bytes of all their values."""
+    sketch = np.empty((len(documents), NUM_HASHES), np.uint8)
+    for row in range(0, NUM_HASHES, HASHES_AT_ONCE):
+        values = entries.minhash(row, row + HASHES_AT_ONCE)
+        sketch[:, row : row + HASHES_AT_ONCE] = (values[:, documents] & 0xFF).T
+    floors = entries.floors[documents]
+    likely = np.empty(len(first), bool)
+    for start in range(0, len(first), PAIRS_AT_ONCE):
+        chosen = slice(start, start + PAIRS_AT_ONCE)
+        one, other = first[chosen], second[chosen]
+        estimates = (sketch[one] == sketch[other]).sum(axis=1) / NUM_HASHES
+        likely[chosen] = estimates >= np.maximum(floors[one], floors[other]) - MARGIN
+    return likely
 
 
 def _first_of(keys: Hashes) -> Ints:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cygnet.corpus import builtin
+from cygnet.corpus import builtin, near
 from cygnet.corpus.arrow import to_arrow
 from cygnet.corpus.decide import Decision, Parts, decide, nothing_left
 from cygnet.corpus.document import HELDOUT, TRAIN
@@ -60,6 +60,8 @@ from cygnet.files import (
 )
 from cygnet.progress import say
 
+USED_UP = (TRAIN, HELDOUT, ".sides.npy", ".tmp", near.JOB, near.PAIRS)
+"""Ends of the names of what no other run needs."""
 MAX_TASK_FILES = 2_000
 ALONE_BYTES = 256 << 20
 
@@ -230,7 +232,7 @@ class _Preparation:
         if not len(parts):
             where = ", ".join(config.paths)
             raise UserError(f"{where}: no text found; {_first_of(self._problems)}")
-        decision = decide(parts, config, config.rules_in_force())
+        decision = decide(parts, config, config.rules_in_force(), self._scale)
         self._took("decide")
         self._check(decision)
         tally = Tally.of(parts, decision, config)
@@ -310,7 +312,7 @@ class _Preparation:
                 continue
             key, _, kind = path.name.partition(".")
             is_of_part = kind.endswith(("arrow", "jsonl", "npy", "problems.json"))
-            is_used_up = path.name.endswith((TRAIN, HELDOUT, ".sides.npy", ".tmp"))
+            is_used_up = path.name.endswith(USED_UP)
             if is_used_up or (is_of_part and key not in wanted):
                 path.unlink()
 

@@ -96,7 +96,7 @@ def parts_of(out: Path) -> Parts:
 
 def decided(out: Path, config: DataConfig) -> Decision:
     """Return what a run with other settings would decide, without reading anything again."""
-    return decide(parts_of(out), config, config.rules_in_force())
+    return decide(parts_of(out), config, config.rules_in_force(), ScaleConfig(workers=1))
 
 
 def table_of(out: Path) -> DocumentTable:

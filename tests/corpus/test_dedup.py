@@ -1,27 +1,27 @@
 import random
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from cygnet.corpus.clean.words import TextBatch
 from cygnet.corpus.dedup import (
     MIN_RECALL,
     NUM_HASHES,
-    Compared,
     Duplicate,
     Entries,
     bands,
     comparable,
-    edited_share,
     find_duplicates,
     fingerprints,
-    jaccard,
     share_found,
 )
 from cygnet.corpus.document import Document, document_id
+from cygnet.corpus.near import Candidates, Compared, edited_share, jaccard, near_duplicates
 from cygnet.corpus.split import split_position
 
 LEXICON = [f"word{i}" for i in range(400)]
@@ -67,7 +67,11 @@ def decide(
         thresholds=np.full(len(documents), threshold),
         edits=np.full(len(documents), edits),
     )
-    found = find_duplicates(entries, heldout_below, lambda i: Compared.of(texts[i]))
+
+    def compare(candidates: Candidates) -> NDArray[Any]:
+        return near_duplicates(candidates, lambda at: Compared.of(texts[candidates.documents[at]]))
+
+    found = find_duplicates(entries, heldout_below, compare)
     return [found.get(i) for i in range(len(documents))]
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from cygnet.corpus import pipeline
-from cygnet.corpus.dedup import Compared, comparable, jaccard
+from cygnet.corpus.dedup import comparable
 from cygnet.corpus.document import Document, document_id
+from cygnet.corpus.near import Compared, jaccard
 from cygnet.corpus.pipeline import prepare
 from cygnet.corpus.read import problems
 from cygnet.corpus.settings import DataConfig

@@ -1,0 +1,92 @@
+import itertools
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cygnet.corpus import near
+from cygnet.corpus.near import Candidates, Compared, Places, compare_in_tasks, near_duplicates
+from cygnet.corpus.scale import ScaleConfig
+
+NUM_TEXTS = 40
+
+
+def some_texts(seed: int) -> list[np.ndarray]:
+    """Words of texts in blocks of four, of which every second one is like one before it."""
+    draw = random.Random(seed)
+    texts: list[list[int]] = []
+    for i in range(NUM_TEXTS):
+        if i % 2:
+            words = list(draw.choice(texts[-(i % 4) :]))
+            words[draw.randrange(len(words))] = draw.randrange(1 << 32)
+        else:
+            words = [draw.randrange(1 << 32) for _ in range(draw.randint(1, 30))]
+        texts.append(words)
+    return [np.array(words, np.uint32) for words in texts]
+
+
+def candidates_of(seed: int, num_pairs: int) -> Candidates:
+    draw = random.Random(seed)
+    pairs = [(i, j) for i, j in itertools.combinations(range(NUM_TEXTS), 2) if i // 4 == j // 4]
+    first, second = np.array(draw.sample(pairs, num_pairs), np.int64).reshape(-1, 2).T
+    numbers = np.array(draw.sample(range(1000), NUM_TEXTS))
+    return Candidates.of_pairs(
+        numbers, np.full(NUM_TEXTS, 0.7), np.full(NUM_TEXTS, 0.2), first, second
+    )
+
+
+@given(st.integers(0, 1000), st.integers(0, 60))
+def test_clusters_share_no_document_and_keep_the_order(seed: int, num_pairs: int) -> None:
+    candidates = candidates_of(seed, num_pairs)
+    seen: set[int] = set()
+    for begin, end in zip(candidates.borders[:-1], candidates.borders[1:], strict=True):
+        first, second = candidates.first[begin:end], candidates.second[begin:end]
+        members = {*first.tolist(), *second.tolist()}
+        assert not members & seen
+        seen |= members
+        assert (np.lexsort((first, second)) == np.arange(end - begin)).all()
+    assert candidates.borders[-1] == num_pairs
+
+
+@given(st.integers(0, 1000), st.integers(0, 60))
+def test_a_text_goes_just_where_one_that_stays_is_near(seed: int, num_pairs: int) -> None:
+    candidates = candidates_of(seed, num_pairs)
+    texts = [Compared.of_words(words) for words in some_texts(seed)]
+    found = near_duplicates(candidates, texts.__getitem__)
+    gone = dict(zip(found["number"].tolist(), found["of"].tolist(), strict=True))
+    place = {int(number): i for i, number in enumerate(candidates.documents)}
+    for number, of in gone.items():
+        assert place[of] < place[number] and of not in gone
+    for a, b in zip(candidates.first.tolist(), candidates.second.tolist(), strict=True):
+        one, other = (int(candidates.documents[i]) for i in (a, b))
+        is_near = near.edited_share(texts[a], texts[b], 0.2) <= 0.2
+        is_near |= near.jaccard(texts[a].pairs, texts[b].pairs) >= 0.7
+        if is_near and near.jaccard(texts[a].pairs, texts[b].pairs) >= 0.5:
+            assert one in gone or other in gone
+
+
+@pytest.mark.parametrize("pairs_a_task", [1, 7, 10_000])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_tasks_find_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs_a_task: int, workers: int
+) -> None:
+    monkeypatch.setattr(near, "PAIRS_A_TASK", pairs_a_task)
+    monkeypatch.setattr(near, "PAIRS_ALONE", 0)
+    texts, keys = some_texts(1), ["one", "two", "three"]
+    part = np.sort(np.arange(NUM_TEXTS) % 3)
+    count = np.array([len(words) for words in texts])
+    start = np.concatenate([np.cumsum(count[part == p]) - count[part == p] for p in range(3)])
+    for number, key in enumerate(keys):
+        words = [texts[i] for i in np.flatnonzero(part == number)]
+        np.save(tmp_path / f"{key}.words.npy", np.concatenate(words))
+    candidates = candidates_of(1, 50)
+    places = Places(part, start, count)
+    scale = ScaleConfig(workers=workers)
+    expected = near_duplicates(candidates, lambda i: Compared.of_words(texts[i]))
+    assert 3 < len(expected) < 30
+    for _ in range(2):
+        found = compare_in_tasks(candidates, places, tmp_path, keys, scale)
+        assert found.tolist() == expected.tolist()
