@@ -22,7 +22,7 @@ LOST = {
     "line too long": "a row too long to be one",
     "damaged file": "could not be read to its end; what came before the damage is used",
     "unreadable": "could not be opened: no permission, a fault of the disk, or gone meanwhile",
-    "failed download": "a URL or a data set of the hub that does not answer as it should",
+    "failed download": "a URL or a data set that does not answer, or needs what is not installed",
     "unpacks too large": "stopped at a bound on what is unpacked; what came before it is used",
     "nested archive": "an archive inside an archive; unpack the outer one to have it read",
     "not text": "a file of another kind",
