@@ -42,7 +42,7 @@ from cygnet.corpus.read.find import InputFile, find_files
 from cygnet.corpus.read.kinds import READABLE
 from cygnet.corpus.read.problems import FILE as PROBLEMS_FILE
 from cygnet.corpus.read.problems import PASSING, Problems
-from cygnet.corpus.read.slices import slices
+from cygnet.corpus.read.slices import KnownCuts, slices
 from cygnet.corpus.repeated import take_out_repeated
 from cygnet.corpus.report import Tally, removed_rows
 from cygnet.corpus.scale import ScaleConfig, run_tasks
@@ -62,6 +62,7 @@ from cygnet.progress import say
 
 USED_UP = (TRAIN, HELDOUT, ".sides.npy", ".tmp", near.JOB, near.PAIRS)
 """Ends of the names of what no other run needs."""
+CUTS = "cuts.json"
 MAX_TASK_FILES = 2_000
 ALONE_BYTES = 256 << 20
 
@@ -152,12 +153,16 @@ def parts_folder(out: Path) -> Path:
 
 
 def make_tasks(
-    files: Sequence[InputFile], hashes: dict[str, str], config: DataConfig, uses: str = ""
+    files: Sequence[InputFile],
+    hashes: dict[str, str],
+    config: DataConfig,
+    uses: str = "",
+    known: KnownCuts | None = None,
 ) -> list[Task]:
     """Part the input into pieces of about `part_mb`: some files, or a slice of one.
 
     Borders between files are set by their names as by their sizes, so that a new file changes few
-    pieces. `uses` is a hash of what else is read.
+    pieces. `uses` is a hash of what else is read; `known` remembers where files were cut.
     """
     version = digest_of([environment(), uses])
     most = int(config.part_mb * 1e6)
@@ -173,7 +178,7 @@ def make_tasks(
         group, size = [], 0
 
     for file in files:
-        pieces = slices(file, most)
+        pieces = slices(file, most, known, hashes[file.place])
         if len(pieces) > 1 or size + file.num_bytes() > most or len(group) > MAX_TASK_FILES:
             end()
         if len(pieces) > 1:
@@ -213,7 +218,9 @@ class _Preparation:
         config, work = self._config, self._work
         if config.evaluation:
             read_evaluation(config).save(work)
-        tasks = make_tasks(files, hashes, config, digest_of(manifest["uses"]))
+        known = KnownCuts(work / CUTS)
+        tasks = make_tasks(files, hashes, config, digest_of(manifest["uses"]), known)
+        known.save()
         write_plan(work, config, tasks)
         keys = [task.key for task in tasks]
         make = "cygnet.corpus.parts:make_part"
