@@ -7,11 +7,13 @@ import json
 import time
 import unicodedata
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import cygnet
+from cygnet.cores import usable_cores
 from cygnet.corpus.clean import harm
 from cygnet.corpus.document import HELDOUT, TRAIN
 from cygnet.corpus.read.find import InputFile, find_files
@@ -20,6 +22,7 @@ from cygnet.corpus.read.problems import Problems
 from cygnet.corpus.settings import DataConfig
 from cygnet.errors import UserError
 from cygnet.files import digest_of, read_json, sha256_file
+from cygnet.progress import track
 
 FORMAT_VERSION = 6
 NUMBERS, REMOVED, COST = "numbers.parquet", "removed.jsonl.zst", "cost.json"
@@ -55,21 +58,29 @@ def hashes_of(
     known = read_json(work / HASHES)
     hashes: dict[str, str] = {}
     states: dict[str, list[Any]] = {}
+
+    def state_of(file: InputFile) -> list[Any] | None:
+        try:
+            status = file.path.stat()
+            state = [status.st_size, status.st_mtime_ns]
+            before = known.get(file.place, [])
+            return before if before[:2] == state else [*state, sha256_file(file.path)]
+        except OSError:
+            return None  # reading it will say what is wrong
+
+    local = [file for file in files if not file.url]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for file, state in zip(
+            local, track(pool.map(state_of, local), "check files", len(local)), strict=True
+        ):
+            hashes[file.place] = state[2] if state else ""
+            if state:
+                states[file.place] = state
     for file in files:
         if file.url:
             # What cannot be told apart may have changed.
             known_by = file.version or (f"{file.size} bytes" if file.size >= 0 else "")
             hashes[file.place] = known_by or f"read at {time.time()}"
-            continue
-        try:
-            status = file.path.stat()
-            state = [status.st_size, status.st_mtime_ns]
-            before = known.get(file.place, [])
-            digest = before[2] if before[:2] == state else sha256_file(file.path)
-        except OSError:
-            hashes[file.place] = ""  # reading it will say what is wrong
-            continue
-        hashes[file.place], states[file.place] = digest, [*state, digest]
     return hashes, states
 
 

@@ -17,7 +17,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,9 @@ def sorted_set(values: NDArray[Any]) -> NDArray[Any]:
 
 def jaccard(a: Hashes, b: Hashes) -> float:
     """Return the size of the intersection over the size of the union of two sorted sets."""
-    common = len(np.intersect1d(a, b, assume_unique=True))
+    both = np.concatenate((a, b))
+    both.sort()
+    common = int(np.count_nonzero(both[1:] == both[:-1]))
     return common / max(len(a) + len(b) - common, 1)
 
 
@@ -86,9 +88,12 @@ def edited_share(a: Compared, b: Compared, most: float) -> float:
 
     Where they are more than `most`, it is 1.
     """
-    levenshtein = require("rapidfuzz.distance", "data").Levenshtein
-    distance = levenshtein.normalized_distance
-    return float(distance(a.words.tolist(), b.words.tolist(), score_cutoff=most))
+    return float(_levenshtein()(a.words.tolist(), b.words.tolist(), score_cutoff=most))
+
+
+@cache
+def _levenshtein() -> Any:
+    return require("rapidfuzz.distance", "data").Levenshtein.normalized_distance
 
 
 def similarity_after(edits: Any) -> Any:

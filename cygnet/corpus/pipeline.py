@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -339,14 +341,14 @@ def write_part(folder: Path, number: int) -> None:
             pyarrow.output_stream(str(temporary[TRAIN]), compression="zstd") as train,
             pyarrow.output_stream(str(temporary[HELDOUT]), compression="zstd") as heldout,
         ):
-            for side, line in zip(sides.tolist(), texts, strict=True):
-                if side == -1:
-                    heldout.write(line)
-                elif side == 1:
-                    train.write(line)
-                elif side > 1:
-                    value = json.loads(line) | {"copies": side}
-                    train.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+            by_side = itertools.groupby(zip(sides.tolist(), texts, strict=True), itemgetter(0))
+            for side, pairs in by_side:
+                lines = [line for _, line in pairs]
+                if side > 1:
+                    rows = (json.loads(line) | {"copies": side} for line in lines)
+                    lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
+                if side:
+                    (heldout if side < 0 else train).write(b"".join(lines))
         for name, path in temporary.items():
             os.replace(path, folder / f"{key}.{name}")
     finally:

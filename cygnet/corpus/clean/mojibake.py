@@ -60,8 +60,9 @@ def suspicious(text: str) -> NDArray[np.int64]:
     places = np.flatnonzero(codes >= 0x80)
     is_control = codes[places] < 0xA0
     # In sound text few characters pass this, and few of their neighbours.
-    chosen = (_roles_of(codes[places]) & _ANY_BEGIN) > 0
-    chosen[chosen] = (_roles_of(codes[places[chosen] + 1]) & _ANY_FURTHER) > 0
+    begins, furthers = _passes()
+    chosen = begins[np.minimum(codes[places], _LAST)]
+    chosen[chosen] = furthers[np.minimum(codes[places[chosen] + 1], _LAST)]
     lone, places = places[is_control & ~chosen], places[chosen]
     roles = [_roles_of(codes[places + behind]) for behind in range(4)]
 
@@ -89,8 +90,14 @@ space; a further byte of one; one that was lost. For each role a bit an encoding
 _ENCODINGS = 10
 _MASK = np.uint64((1 << _ENCODINGS) - 1)
 _ANY_BEGIN = np.uint64((1 << 4 * _ENCODINGS) - 1)
-_ANY_FURTHER = _MASK << np.uint64(_MORE * _ENCODINGS) | _MASK << np.uint64(_LOST * _ENCODINGS)
 _LAST = 0xFFFF
+
+
+@lru_cache(maxsize=1)
+def _passes() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which characters may begin a sequence, and which may follow in one."""
+    further = _MASK << np.uint64(_MORE * _ENCODINGS) | _MASK << np.uint64(_LOST * _ENCODINGS)
+    return (_roles() & _ANY_BEGIN) > 0, (_roles() & further) > 0
 
 
 @lru_cache(maxsize=1)
