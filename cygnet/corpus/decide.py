@@ -209,7 +209,7 @@ def _heldout_overlap(
     """
     counts = parts.column("phrases")
     held = [phrases[is_heldout[owners]] for phrases, owners in _phrases(parts, counts)]
-    known = sorted_set(np.concatenate(held))
+    known = sorted_set(held)
     overlap = np.zeros(len(parts), np.float32)
     if not len(known):
         return overlap
@@ -219,7 +219,7 @@ def _heldout_overlap(
         phrases, owners = phrases[is_training[owners]], owners[is_training[owners]]
         at = np.minimum(np.searchsorted(known, phrases), len(known) - 1)
         hits = known[at] == phrases
-        shared.append(sorted_set(at[hits] * len(parts) + owners[hits]))
+        shared.append(sorted_set([at[hits] * len(parts) + owners[hits]]))
     at, owners = np.divmod(np.concatenate(shared), len(parts))
     num_documents = np.bincount(at, minlength=len(known))
     rare = owners[num_documents[at] <= COMMON_PHRASES]

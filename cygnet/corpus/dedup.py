@@ -242,15 +242,14 @@ def _candidates(entries: Entries, order: Ints, is_first: NDArray[np.bool_]) -> C
     """
     ranks = np.flatnonzero(is_first)
     rows, num_bands = bands(entries.least_similarity)
-    found, new, num_new = np.empty(0, np.int64), [], 0
+    pairs = [np.empty(0, np.int64)]
     for band in range(num_bands):
         values = entries.minhash(band * rows, (band + 1) * rows)
-        new.append(_equal_pairs(_band_key(values[:, order[ranks]])))
-        num_new += len(new[-1])
-        if num_new > len(found) or band == num_bands - 1:
-            found, new, num_new = sorted_set(np.concatenate([found, *new])), [], 0
-    second, first = np.divmod(found, max(len(ranks), 1))
-    involved = sorted_set(np.concatenate([first, second]))
+        pairs.append(_equal_pairs(_band_key(values[:, order[ranks]])))
+        if sum(map(len, pairs[1:])) > len(pairs[0]) / 2 or band == num_bands - 1:
+            pairs = [sorted_set(pairs)]
+    second, first = np.divmod(pairs.pop(), max(len(ranks), 1))
+    involved = sorted_set([first, second])
     documents = order[ranks[involved]]
     first, second = np.searchsorted(involved, first), np.searchsorted(involved, second)
     likely = _are_likely(entries, documents, first, second)

@@ -61,7 +61,7 @@ class Compared:
         """Return the words and their pairs."""
         long = words.astype(np.uint64)
         pairs = (long[:-1] << np.uint64(32)) | long[1:] if len(long) > 1 else long
-        return cls(words, sorted_set(pairs))
+        return cls(words, sorted_set([pairs]))
 
 
 def shortened(hashes: Hashes) -> Values:
@@ -69,10 +69,17 @@ def shortened(hashes: Hashes) -> Values:
     return (hashes >> np.uint64(32)).astype(np.uint32)
 
 
-def sorted_set(values: NDArray[Any]) -> NDArray[Any]:
-    """Return the different values, sorted; `numpy.unique` takes ten times as long on integers."""
-    values = np.sort(values)
-    return values[np.flatnonzero(np.diff(values, prepend=~values[:1]))]
+def sorted_set(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    """Return the different values of some arrays, sorted; the list is emptied to make room.
+
+    `numpy.unique` takes ten times as long on integers.
+    """
+    values = np.concatenate(arrays)
+    arrays.clear()
+    values.sort()
+    is_new = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=is_new[1:])
+    return values[is_new]
 
 
 def jaccard(a: Hashes, b: Hashes) -> float:
@@ -223,7 +230,7 @@ def compare_in_tasks(
     if not len(candidates.first):
         return np.empty(0, FOUND)
     starts = np.arange(0, len(candidates.first), PAIRS_A_TASK)
-    borders = sorted_set(candidates.borders[np.searchsorted(candidates.borders, starts)])
+    borders = sorted_set([candidates.borders[np.searchsorted(candidates.borders, starts)]])
     borders = np.append(borders, len(candidates.first))
     arrays = {f.name: getattr(each, f.name) for each in (candidates, places) for f in fields(each)}
     content = b"".join(array.tobytes() for array in arrays.values())
