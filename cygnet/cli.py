@@ -186,7 +186,8 @@ def main(arguments: list[str] | None = None, verb: str | None = None) -> None:
     program = os.path.basename(sys.argv[0]) if verb else f"cygnet {' '.join(arguments[:1])}"
     if verb is None:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(overview())
+            with guarded():
+                print(overview(), flush=True)
             return
         if arguments[0] in ("-V", "--version", "version"):
             print(f"cygnet {__version__}")

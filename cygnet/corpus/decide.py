@@ -99,6 +99,8 @@ class Decision:
     duplicates: dict[int, Duplicate]
     numbers: dict[str, NDArray[Any]]
     """What the rules were held against."""
+    most_like: NDArray[np.int64]
+    """The held-out document that has most of a training document's runs of words, or -1."""
 
 
 def decide(parts: Parts, config: DataConfig, rules: Sequence[Rule], scale: ScaleConfig) -> Decision:
@@ -112,8 +114,9 @@ def decide(parts: Parts, config: DataConfig, rules: Sequence[Rule], scale: Scale
     outcome = first_broken(found, len(parts))
     outcome[(outcome == "") & (parts.column("copies") == 0)] = "not_drawn"
     if not (outcome == "").any():
-        return Decision(outcome, found, {}, numbers)
+        return Decision(outcome, found, {}, numbers, np.full(len(parts), -1, np.int64))
     positions = parts.column("position")
+    most_like = np.full(len(parts), -1, np.int64)
     limit = heldout_limit(positions[outcome == ""].tolist(), config.heldout_share)
     duplicates = _duplicates(parts, np.flatnonzero(outcome == ""), limit, config, scale)
     for number, duplicate in duplicates.items():
@@ -121,12 +124,13 @@ def decide(parts: Parts, config: DataConfig, rules: Sequence[Rule], scale: Scale
     is_heldout = (outcome == "") & (positions < limit)
     overlap = next((rule for rule in rules if rule.number == "heldout_overlap"), None)
     if overlap is not None:
-        numbers["heldout_overlap"] = _heldout_overlap(parts, outcome == "", is_heldout)
+        share, most_like = _heldout_overlap(parts, outcome == "", is_heldout)
+        numbers["heldout_overlap"] = share
         found[overlap.name] = overlap.breaks(numbers["heldout_overlap"])
         outcome[(outcome == "") & found[overlap.name]] = overlap.name
     outcome[is_heldout] = "heldout"
     outcome[outcome == ""] = "train"
-    return Decision(outcome, found, duplicates, numbers)
+    return Decision(outcome, found, duplicates, numbers, most_like)
 
 
 def numbers_of(parts: Parts) -> dict[str, NDArray[Any]]:
@@ -202,17 +206,24 @@ def _duplicates(
 
 def _heldout_overlap(
     parts: Parts, is_kept: NDArray[np.bool_], is_heldout: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """Return the share of each training document's sampled runs of words that held-out ones have.
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return of each training document the share of its sampled runs of words that held-out ones
+    have, and the held-out document that has most of them (-1: none).
 
-    A single one is chance.
+    A single run is chance.
     """
     counts = parts.column("phrases")
-    held = [phrases[is_heldout[owners]] for phrases, owners in _phrases(parts, counts)]
-    known = sorted_set(held)
-    overlap = np.zeros(len(parts), np.float32)
+    held = [
+        (phrases[is_heldout[owners]], owners[is_heldout[owners]])
+        for phrases, owners in _phrases(parts, counts)
+    ]
+    known, holders = (np.concatenate(arrays) for arrays in zip(*held, strict=True))
+    order = np.argsort(known, kind="stable")
+    order = order[np.flatnonzero(np.diff(known[order], prepend=~known[order[:1]]))]
+    known, holders = known[order], holders[order]
+    overlap, most_like = np.zeros(len(parts), np.float32), np.full(len(parts), -1, np.int64)
     if not len(known):
-        return overlap
+        return overlap, most_like
     is_training = is_kept & ~is_heldout
     shared = []
     for phrases, owners in _phrases(parts, counts):
@@ -221,10 +232,16 @@ def _heldout_overlap(
         hits = known[at] == phrases
         shared.append(sorted_set([at[hits] * len(parts) + owners[hits]]))
     at, owners = np.divmod(np.concatenate(shared), len(parts))
-    num_documents = np.bincount(at, minlength=len(known))
-    rare = owners[num_documents[at] <= COMMON_PHRASES]
-    overlap += np.bincount(rare, minlength=len(parts))
-    return np.where(overlap > 1, overlap / np.maximum(counts, 1), 0).astype(np.float32)
+    is_rare = np.bincount(at, minlength=len(known))[at] <= COMMON_PHRASES
+    owners, holders = owners[is_rare], holders[at[is_rare]]
+    overlap += np.bincount(owners, minlength=len(parts))
+    overlap = np.where(overlap > 1, overlap / np.maximum(counts, 1), 0).astype(np.float32)
+    pairs = np.sort(owners * len(parts) + holders)
+    begins = np.flatnonzero(np.diff(pairs, prepend=-1))
+    owners, holders = np.divmod(pairs[begins], len(parts))
+    by_count = np.argsort(np.diff(begins, append=len(pairs)), kind="stable")
+    most_like[owners[by_count]] = holders[by_count]  # what is written last has most
+    return overlap, most_like
 
 
 def _phrases(

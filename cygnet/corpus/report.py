@@ -287,6 +287,8 @@ def removed_rows(parts: Parts, decision: Decision) -> Iterator[dict[str, Any]]:
             rule = BY_NAME[reason]
             value = float(decision.numbers[rule.number][number])
             row |= {"number": rule.number, "value": round(value, 4)}
+            if rule.number == "heldout_overlap":
+                row["of"] = sources[decision.most_like[number]]
         yield row
 
 

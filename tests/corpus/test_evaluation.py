@@ -99,6 +99,9 @@ def test_training_text_with_passages_of_held_out_text_goes(tmp_path: Path) -> No
     leaking = [p for p in passages if p in heldout]
     assert len(leaking) > 10
     assert not any(passage in text for passage in leaking for text in train)
+    for row in read_jsonl(out / REMOVED):
+        line, of = (int(row[name].removeprefix("a.jsonl:")) for name in ("source", "of"))
+        assert of - 1 == (line - 1) ^ 1  # the other one with its passage
     common = words(rng, 120)
     rows = [{"text": f"{words(rng, 200)} {common} {words(rng, 200)}"} for _ in range(60)]
     config = DataConfig(paths=(str(write(tmp_path / "b.jsonl", rows)),), heldout_share=0.3)
