@@ -36,6 +36,8 @@ MIN_KANA = 0.1
 LETTERS_A_SIGN = 2
 """Alphabetic letters that say about as much as a Han character, a kana or a Hangul syllable."""
 BATCH_TEXTS = 1024
+_FORMAT = 1
+"""Another number where the unpacked model is written otherwise."""
 
 Counts = NDArray[np.int64]
 
@@ -124,7 +126,7 @@ class _NaiveBayes:
         From then on its arrays lie in the user's cache, and all processes share them.
         """
         library: Any = require("py3langid.langid", "data")
-        folder = cache_folder() / f"py3langid-{metadata.version('py3langid')}"
+        folder = cache_folder() / f"py3langid-{metadata.version('py3langid')}-{_FORMAT}"
         with contextlib.suppress(OSError, ValueError, EOFError):
             return _NaiveBayes._mapped(folder)
         model = library.LanguageIdentifier.from_model_file(library.MODEL_FILE)

@@ -1,6 +1,8 @@
 import random
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -154,3 +156,29 @@ def test_every_code_is_taken_and_what_is_like_none_is_refused_too() -> None:
     for word in ("", "1", "汉语", "*"):
         with pytest.raises(UserError, match="codes such as en, zh, de"):
             DataConfig(languages=(word,))
+
+
+def test_the_unpacked_model_is_mapped_mended_and_can_do_without_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = codes(*SENTENCES.values())
+
+    def answers(cache: Path) -> list[str]:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        _NaiveBayes.of_library.cache_clear()
+        return codes(*SENTENCES.values())
+
+    try:
+        assert answers(tmp_path) == expected
+        (weights,) = tmp_path.rglob("weights.npy")
+        whole = weights.read_bytes()
+        assert answers(tmp_path) == expected
+        assert isinstance(_NaiveBayes.of_library().weights, np.memmap)
+        for damaged in (whole[:-1], whole[:10], b""):
+            weights.write_bytes(damaged)
+            assert answers(tmp_path) == expected
+            assert weights.read_bytes() == whole
+        (tmp_path / "file").touch()
+        assert answers(tmp_path / "file") == expected
+    finally:
+        _NaiveBayes.of_library.cache_clear()
