@@ -240,37 +240,39 @@ def _candidates(entries: Entries, order: Ints, is_first: NDArray[np.bool_]) -> C
         order: (documents), the numbers in the order in which they are taken.
         is_first: (documents) in that order, whether no equal one came before.
     """
-    ranks = np.flatnonzero(is_first)
+    documents = order[is_first]
+    sketch, floors = _sketch(entries, documents), entries.floors[documents]
     rows, num_bands = bands(entries.least_similarity)
-    pairs = [np.empty(0, np.int64)]
+    likely = [np.empty(0, np.int64)]
     for band in range(num_bands):
         values = entries.minhash(band * rows, (band + 1) * rows)
-        pairs.append(_equal_pairs(_band_key(values[:, order[ranks]])))
-        if sum(map(len, pairs[1:])) > len(pairs[0]) / 2 or band == num_bands - 1:
-            pairs = [sorted_set(pairs)]
-    second, first = np.divmod(pairs.pop(), max(len(ranks), 1))
+        pairs = _equal_pairs(_band_key(values[:, documents]))
+        for start in range(0, len(pairs), PAIRS_AT_ONCE):
+            likely.append(_likely(pairs[start : start + PAIRS_AT_ONCE], sketch, floors))
+        if sum(map(len, likely[1:])) > len(likely[0]) / 2 or band == num_bands - 1:
+            likely = [sorted_set(likely)]
+    second, first = np.divmod(likely.pop(), max(len(documents), 1))
     involved = sorted_set([first, second])
-    documents = order[ranks[involved]]
     first, second = np.searchsorted(involved, first), np.searchsorted(involved, second)
-    likely = _are_likely(entries, documents, first, second)
+    documents = documents[involved]
     thresholds, edits = entries.thresholds[documents], entries.edits[documents]
-    return Candidates.of_pairs(documents, thresholds, edits, first[likely], second[likely])
+    return Candidates.of_pairs(documents, thresholds, edits, first, second)
 
 
-def _are_likely(entries: Entries, documents: Ints, first: Ints, second: Ints) -> NDArray[np.bool_]:
-    """Say which pairs are estimated to be near enough, by the low bytes of all their values."""
+def _sketch(entries: Entries, documents: Ints) -> NDArray[np.uint8]:
+    """Return (documents, `NUM_HASHES`), the low bytes of their MinHash values."""
     sketch = np.empty((len(documents), NUM_HASHES), np.uint8)
     for row in range(0, NUM_HASHES, HASHES_AT_ONCE):
         values = entries.minhash(row, row + HASHES_AT_ONCE)
         sketch[:, row : row + HASHES_AT_ONCE] = (values[:, documents] & 0xFF).T
-    floors = entries.floors[documents]
-    likely = np.empty(len(first), bool)
-    for start in range(0, len(first), PAIRS_AT_ONCE):
-        chosen = slice(start, start + PAIRS_AT_ONCE)
-        one, other = first[chosen], second[chosen]
-        estimates = (sketch[one] == sketch[other]).sum(axis=1) / NUM_HASHES
-        likely[chosen] = estimates >= np.maximum(floors[one], floors[other]) - MARGIN
-    return likely
+    return sketch
+
+
+def _likely(pairs: Ints, sketch: NDArray[np.uint8], floors: NDArray[np.float64]) -> Ints:
+    """Return those pairs, numbered as by `_equal_pairs`, that are estimated to be near enough."""
+    one, other = np.divmod(pairs, len(sketch))
+    estimates = (sketch[one] == sketch[other]).sum(axis=1) / NUM_HASHES
+    return pairs[estimates >= np.maximum(floors[one], floors[other]) - MARGIN]
 
 
 def _first_of(keys: Hashes) -> Ints:
