@@ -23,7 +23,8 @@ class ArrayFile:
         read_header = np.lib.format.read_array_header_1_0
         if major > 1:
             read_header = np.lib.format.read_array_header_2_0
-        shape, _, self._dtype = read_header(self._file)
+        shape, by_columns, self._dtype = read_header(self._file)
+        assert not by_columns
         self._begin, self._length, self._row = self._file.tell(), shape[0], shape[1:]
 
     def rows(self, first: int = 0, last: int | None = None) -> NDArray[Any]:
@@ -34,4 +35,6 @@ class ArrayFile:
         content = bytearray()
         while piece := os.pread(self._file.fileno(), num_bytes - len(content), at + len(content)):
             content += piece
+        if len(content) < num_bytes:
+            raise OSError(f"{self._file.name}: shorter than its header says; delete it")
         return np.frombuffer(content, self._dtype).reshape(last - first, *self._row)

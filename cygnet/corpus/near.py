@@ -15,10 +15,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache, lru_cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from cygnet.corpus.array_file import ArrayFile
 from cygnet.corpus.clean.words import Hashes, Ints, TextBatch
 from cygnet.corpus.scale import ScaleConfig, run_tasks
 from cygnet.errors import require
-from cygnet.files import write_atomic, write_json
+from cygnet.files import write_json
 
 FLOOR_MARGIN = 0.9
 """Texts with a share of edits may be a little less similar than `similarity_after` says."""
@@ -37,7 +37,14 @@ PAIRS_A_TASK, PAIRS_ALONE = 1 << 14, 1 << 16
 """So many pairs are a task, and so few are compared here before other processes have
 started."""
 TEXTS_AT_HAND, FILES_OPEN = 1024, 256
-JOB, PAIRS = "near.json", "near.npz"
+JOB, DOCUMENTS, PAIRS = "near.json", "near-documents.npy", "near-pairs.npy"
+DOCUMENT = np.dtype(
+    [
+        *(("documents", np.int64), ("thresholds", np.float64), ("edits", np.float64)),
+        *(("part", np.int64), ("start", np.int64), ("count", np.int64)),
+    ]
+)
+PAIR = np.dtype([("first", np.int64), ("second", np.int64)])
 FOUND = np.dtype([("number", np.int64), ("of", np.int64), ("similarity", np.float64)])
 Values = NDArray[np.uint32]
 
@@ -147,31 +154,29 @@ class Candidates:
 
 
 def _clusters(first: Ints, second: Ints, count: int) -> Ints:
-    """Return of each document the least one that it is joined to by pairs."""
+    """Return of each document the least one that pairs join it to.
+
+    Of two joined clusters the one of the greater least document is hung below the other; at least
+    half of those that have a neighbour go in each round.
+    """
     least = np.arange(count)
     while True:
-        before = least.copy()
-        of_pair = np.minimum(least[first], least[second])
-        np.minimum.at(least, first, of_pair)
-        np.minimum.at(least, second, of_pair)
-        least = least[least]
-        if (least == before).all():
+        one, other = least[first], least[second]
+        if (one == other).all():
             return least
+        np.minimum.at(least, np.maximum(one, other), np.minimum(one, other))
+        while (least != least[least]).any():
+            least = least[least]
 
 
-def near_duplicates(
-    candidates: Candidates,
-    compared: Callable[[int], Compared],
-    chosen: slice = slice(None),
-) -> NDArray[Any]:
+def near_duplicates(candidates: Candidates, compared: Callable[[int], Compared]) -> NDArray[Any]:
     """Return (`number`, `of`, `similarity`) of the documents that are near one that is kept.
 
     Args:
         candidates: what to compare.
         compared: gives the words by a place in `candidates.documents`.
-        chosen: which pairs; whole clusters.
     """
-    first, second = candidates.first[chosen], candidates.second[chosen]
+    first, second = candidates.first, candidates.second
     is_kept = np.ones(len(candidates.documents), bool)
     found = []
     begins = np.flatnonzero(np.diff(second, prepend=-1)).tolist()
@@ -227,40 +232,65 @@ def compare_in_tasks(
         keys: of its parts.
         scale: where to run.
     """
-    if not len(candidates.first):
+    num_pairs = len(candidates.first)
+    if not num_pairs:
         return np.empty(0, FOUND)
-    starts = np.arange(0, len(candidates.first), PAIRS_A_TASK)
-    borders = sorted_set([candidates.borders[np.searchsorted(candidates.borders, starts)]])
-    borders = np.append(borders, len(candidates.first))
-    arrays = {f.name: getattr(each, f.name) for each in (candidates, places) for f in fields(each)}
-    content = b"".join(array.tobytes() for array in arrays.values())
-    digest = hashlib.sha256(content + json.dumps(list(keys)).encode()).hexdigest()[:24]
-    file = BytesIO()
-    np.savez(file, tasks=borders, **arrays)
-    write_atomic(work / PAIRS, file.getvalue())
-    write_json(work / JOB, {"digest": digest, "keys": list(keys)})
-    if len(candidates.first) < PAIRS_ALONE:
+    wanted = np.arange(0, num_pairs, PAIRS_A_TASK)
+    starts = sorted_set([candidates.borders[np.searchsorted(candidates.borders, wanted)]])
+    borders = np.append(starts[starts < num_pairs], num_pairs)
+    documents, pairs = np.empty(len(candidates.documents), DOCUMENT), np.empty(num_pairs, PAIR)
+    for array, sources in ((documents, (candidates, places)), (pairs, (candidates,))):
+        for name in array.dtype.names or ():
+            array[name] = next(getattr(s, name) for s in sources if hasattr(s, name))
+    job = {"keys": list(keys), "borders": borders.tolist()}
+    hashed = hashlib.sha256(json.dumps(job).encode())
+    for path, array in ((work / DOCUMENTS, documents), (work / PAIRS, pairs)):
+        hashed.update(array.view(np.uint8).data)
+        _save(path, array)
+    digest = hashed.hexdigest()[:24]
+    write_json(work / JOB, job | {"digest": digest})
+    if num_pairs < PAIRS_ALONE:
         scale = ScaleConfig(workers=1)
     num_tasks = len(borders) - 1
     run_tasks("cygnet.corpus.near:compare_task", work, num_tasks, scale, "compare", digest)
-    found = [np.load(work / f"{digest}.{number}.npy") for number in range(num_tasks)]
-    return np.concatenate(found)
+    return np.concatenate([np.load(_result(work, digest, i)) for i in range(num_tasks)])
 
 
 def compare_task(folder: Path, number: int) -> None:
     """Write what is found among the pairs of one task."""
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
-    out = folder / f"{job['digest']}.{number}.npy"
+    out = _result(folder, job["digest"], number)
     if out.exists():
         return
-    arrays = np.load(folder / PAIRS)
-    candidates = Candidates(**{f.name: arrays[f.name] for f in fields(Candidates)})
-    places = Places(**{f.name: arrays[f.name] for f in fields(Places)})
+    pairs = ArrayFile(folder / PAIRS).rows(*job["borders"][number : number + 2])
+    involved = sorted_set([pairs["first"], pairs["second"]])
+    documents = np.load(folder / DOCUMENTS, mmap_mode="r")[involved]
+    candidates = Candidates.of_pairs(
+        documents["documents"],
+        documents["thresholds"],
+        documents["edits"],
+        np.searchsorted(involved, pairs["first"]),
+        np.searchsorted(involved, pairs["second"]),
+    )
+    places = Places(documents["part"], documents["start"], documents["count"])
     compared = lru_cache(maxsize=TEXTS_AT_HAND)(_Words(folder, job["keys"], places).of)
-    chosen = slice(*arrays["tasks"][number : number + 2].tolist())
-    content = BytesIO()
-    np.save(content, near_duplicates(candidates, compared, chosen))
-    write_atomic(out, content.getvalue())
+    _save(out, near_duplicates(candidates, compared))
+
+
+def _result(folder: Path, digest: str, number: int) -> Path:
+    return folder / f"{digest}.{number}.npy"
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class _Words:

@@ -62,7 +62,7 @@ from cygnet.files import (
 )
 from cygnet.progress import say
 
-USED_UP = (TRAIN, HELDOUT, ".sides.npy", ".tmp", near.JOB, near.PAIRS)
+USED_UP = (TRAIN, HELDOUT, ".sides.npy", ".tmp", near.JOB, near.DOCUMENTS, near.PAIRS)
 """Ends of the names of what no other run needs."""
 CUTS = "cuts.json"
 MAX_TASK_FILES = 2_000
