@@ -20,12 +20,13 @@ def to_arrow(values: Sequence[str] | NDArray[Any]) -> Any:
     import pyarrow
 
     count = len(values)
-    if not isinstance(values, np.ndarray) or values.dtype == object:
+    if not isinstance(values, np.ndarray) or values.dtype.kind in "OU":
         encoded = [value.encode("utf-8", "replace") for value in values]
         offsets = np.zeros(count + 1, np.int64)
         np.cumsum([len(value) for value in encoded], out=offsets[1:])
         buffers = [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(b"".join(encoded))]
         return pyarrow.Array.from_buffers(pyarrow.large_string(), count, buffers)
+    assert values.dtype.isnative
     if values.dtype == bool:
         kind, values = pyarrow.bool_(), np.packbits(values, bitorder="little")
     elif values.dtype.kind == "V":
@@ -37,8 +38,13 @@ def to_arrow(values: Sequence[str] | NDArray[Any]) -> Any:
 
 
 def to_numpy(column: Any) -> NDArray[Any]:
-    """Return a `pyarrow` column without gaps; texts as objects, bytes of one length as `V16`."""
+    """Return a `pyarrow` column without gaps; texts as objects, bytes of one length as `V16`.
+
+    What comes may share its memory with the column, and cannot be written to.
+    """
     import pyarrow
+
+    assert not column.null_count
 
     chunks = column.chunks if isinstance(column, pyarrow.ChunkedArray) else [column]
     kind = column.type
@@ -52,4 +58,6 @@ def to_numpy(column: Any) -> NDArray[Any]:
         np.frombuffer(chunk.buffers()[1], dtype, len(chunk), chunk.offset * dtype.itemsize)
         for chunk in chunks
     ]
-    return np.concatenate(arrays) if len(arrays) != 1 else arrays[0]
+    whole = np.concatenate([np.empty(0, dtype), *arrays]) if len(arrays) != 1 else arrays[0]
+    whole.flags.writeable = False
+    return whole

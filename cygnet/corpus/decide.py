@@ -217,10 +217,10 @@ def _heldout_overlap(
         (phrases[is_heldout[owners]], owners[is_heldout[owners]])
         for phrases, owners in _phrases(parts, counts)
     ]
-    known, holders = (np.concatenate(arrays) for arrays in zip(*held, strict=True))
-    order = np.argsort(known, kind="stable")
-    order = order[np.flatnonzero(np.diff(known[order], prepend=~known[order[:1]]))]
-    known, holders = known[order], holders[order]
+    held_phrases, holders = (np.concatenate(arrays) for arrays in zip(*held, strict=True))
+    order = np.lexsort((holders, held_phrases))
+    held_phrases, holders = held_phrases[order], holders[order]
+    known = sorted_set([held_phrases.copy()])
     overlap, most_like = np.zeros(len(parts), np.float32), np.full(len(parts), -1, np.int64)
     if not len(known):
         return overlap, most_like
@@ -233,10 +233,15 @@ def _heldout_overlap(
         shared.append(sorted_set([at[hits] * len(parts) + owners[hits]]))
     at, owners = np.divmod(np.concatenate(shared), len(parts))
     is_rare = np.bincount(at, minlength=len(known))[at] <= COMMON_PHRASES
-    owners, holders = owners[is_rare], holders[at[is_rare]]
+    at, owners = at[is_rare], owners[is_rare]
     overlap += np.bincount(owners, minlength=len(parts))
     overlap = np.where(overlap > 1, overlap / np.maximum(counts, 1), 0).astype(np.float32)
-    pairs = np.sort(owners * len(parts) + holders)
+    # Each run of words counts for every held-out document that has it.
+    begins = np.searchsorted(held_phrases, known)
+    lengths = np.diff(begins, append=len(held_phrases))[at]
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    holders = holders[np.repeat(begins[at], lengths) + within]
+    pairs = np.sort(np.repeat(owners, lengths) * len(parts) + holders)
     begins = np.flatnonzero(np.diff(pairs, prepend=-1))
     owners, holders = np.divmod(pairs[begins], len(parts))
     by_count = np.argsort(np.diff(begins, append=len(pairs)), kind="stable")

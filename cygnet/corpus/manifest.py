@@ -24,7 +24,7 @@ from cygnet.errors import UserError
 from cygnet.files import digest_of, read_json, sha256_file
 from cygnet.progress import track
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 NUMBERS, REMOVED, COST = "numbers.parquet", "removed.jsonl.zst", "cost.json"
 OUTPUTS = (TRAIN, HELDOUT, NUMBERS, REMOVED, "report.json", "report.md", PROBLEMS_FILE)
 HASHES = "inputs.json"

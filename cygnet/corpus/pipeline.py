@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import itertools
+import io
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +64,7 @@ from cygnet.progress import say
 USED_UP = (TRAIN, HELDOUT, ".sides.npy", ".tmp", near.JOB, near.DOCUMENTS, near.PAIRS)
 """Ends of the names of what no other run needs."""
 CUTS = "cuts.json"
+WRITE_BYTES = 1 << 20
 MAX_TASK_FILES = 2_000
 ALONE_BYTES = 256 << 20
 
@@ -328,8 +328,6 @@ class _Preparation:
 
 def write_part(folder: Path, number: int) -> None:
     """Write what stays of a part, as compressed streams of their own that can be joined."""
-    import pyarrow
-
     key = json.loads((folder / "written.json").read_text(encoding="utf-8"))[number]
     if all((folder / f"{key}.{name}").exists() for name in (TRAIN, HELDOUT)):
         return
@@ -338,22 +336,29 @@ def write_part(folder: Path, number: int) -> None:
     try:
         with (
             open(folder / f"{key}.jsonl", "rb") as texts,
-            pyarrow.output_stream(str(temporary[TRAIN]), compression="zstd") as train,
-            pyarrow.output_stream(str(temporary[HELDOUT]), compression="zstd") as heldout,
+            _packed(temporary[TRAIN]) as train,
+            _packed(temporary[HELDOUT]) as heldout,
         ):
-            by_side = itertools.groupby(zip(sides.tolist(), texts, strict=True), itemgetter(0))
-            for side, pairs in by_side:
-                lines = [line for _, line in pairs]
-                if side > 1:
-                    rows = (json.loads(line) | {"copies": side} for line in lines)
-                    lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
-                if side:
-                    (heldout if side < 0 else train).write(b"".join(lines))
+            for side, line in zip(sides.tolist(), texts, strict=True):
+                if side == -1:
+                    heldout.write(line)
+                elif side == 1:
+                    train.write(line)
+                elif side > 1:
+                    value = json.loads(line) | {"copies": side}
+                    train.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
         for name, path in temporary.items():
             os.replace(path, folder / f"{key}.{name}")
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
+
+
+def _packed(path: Path) -> io.BufferedWriter:
+    """Open a file that is compressed with zstd, some documents at a time."""
+    import pyarrow
+
+    return io.BufferedWriter(pyarrow.output_stream(str(path), compression="zstd"), WRITE_BYTES)
 
 
 def _write_numbers(parts: Parts, decision: Decision, path: Path) -> None:

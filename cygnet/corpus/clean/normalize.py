@@ -42,12 +42,13 @@ def normalize(text: str, chinese: Chinese = "as_is") -> str:
     blank lines become two. Indentation and full-width punctuation stay as they are. By choice
     Chinese is written in simplified or traditional characters (OpenCC).
     """
-    for _ in range(MAX_ROUNDS):  # a repair may uncover another
-        text = _tidied(text)
+    for _ in range(MAX_ROUNDS):  # a repair may uncover another, and so may space that goes
         repaired = _repaired(text)
-        if repaired == text:
+        trimmed = _trimmed(repaired)
+        is_done = repaired == text and (trimmed == repaired or text.isascii())
+        text = _with_few_blank_lines(trimmed)
+        if is_done:
             break
-        text = repaired
     if chinese != "as_is" and _HAN.search(text):
         return str(_converter(chinese).convert(text))
     return text
@@ -68,9 +69,15 @@ def _repaired(text: str) -> str:
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
 
 
-def _tidied(text: str) -> str:
+def _trimmed(text: str) -> str:
+    """Return the text without space at the ends of its lines."""
     if any(end in text for end in _ENDS_TO_MEND):
         text = _TRAILING.sub("", text)
+    ended = text.rstrip()
+    return text if ended == text.rstrip("\n") else ended
+
+
+def _with_few_blank_lines(text: str) -> str:
     if "\n\n\n\n" in text:
         text = _BLANK_LINES.sub("\n\n\n", text)
-    return text.strip("\n").rstrip()
+    return text.strip("\n")

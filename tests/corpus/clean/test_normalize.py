@@ -28,6 +28,9 @@ def test_normalize_is_idempotent(text: str) -> None:
         ("\ufeffa\0b\x07", "ab"),
         ("a  \nb\t\n\n\n\n\n\nc\n", "a\nb\n\n\nc"),
         ("\ud83d", "\ufffd"),
+        ("l'Ã©tÃ© est lÃ\xa0", "l'été est là"),  # what ends a line is part of a character
+        ("il est lÃ \nvoilÃ \noÃ¹", "il est là\nvoilà\noù"),
+        ("Ð\xa0", "Р"),
     ],
 )
 def test_flaws_are_mended(given_text: str, expected: str) -> None:

@@ -67,6 +67,29 @@ def test_a_wrong_split_is_told_before_anything_is_read(data_set: Path) -> None:
         find_files([f"hf://datasets/{data_set}:tset"], Problems())
 
 
+@pytest.mark.parametrize("split", ["train+test", "test + train", "all"])
+def test_several_splits_are_streamed_one_behind_the_other(data_set: Path, split: str) -> None:
+    problems = Problems()
+    (file,) = find_files([f"hf://datasets/{data_set}:{split}"], problems)
+    names = split.split("+") if "+" in split else ["train", "test"]
+    texts = [f"{name.strip()} {i}" for name in names for i in range(3)]
+    assert [d.text for d in read_file(file, problems)] == texts and not problems.kinds
+
+
+def test_each_of_several_splits_must_be_there(data_set: Path) -> None:
+    for wrong in ("train+tset", "tset+train"):
+        with pytest.raises(UserError, match=r"no split 'tset' .did you mean 'test'"):
+            find_files([f"hf://datasets/{data_set}:{wrong}"], Problems())
+    with pytest.raises(UserError, match="no split 'all'"):
+        find_files([f"hf://datasets/{data_set}:train+all"], Problems())
+
+
+@pytest.mark.parametrize("split", ["train[:3]", "train[10%:]", "train+test[:1]", "tset[:1]"])
+def test_a_part_of_a_split_is_refused_before_anything_is_read(split: str) -> None:
+    with pytest.raises(UserError, match=r"streamed whole.*write train or"):
+        find_files([f"hf://datasets/a/b:{split}"], Problems())
+
+
 def test_a_data_set_that_changes_under_a_run_does_not_stop_it(data_set: Path) -> None:
     problems = Problems()
     (file,) = find_files([f"hf://datasets/{data_set}:test"], problems)

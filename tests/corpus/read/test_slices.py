@@ -213,3 +213,37 @@ def test_a_file_of_what_is_known_that_is_damaged_counts_for_nothing(tmp_path: Pa
     file = one(tmp_path / "a.jsonl", b'{"text": "one"}\n' * 300)
     (tmp_path / "cuts.json").write_text("{broken")
     assert slices(file, 1_000, KnownCuts(tmp_path / "cuts.json"), "x") == slices(file, 1_000)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *(5, None, "text", {"a": 1}, [5], [[1, 2, 3]], [[1]], [["1", 2]], [[1.5, 2]], [None]),
+        *([[True, 2]], [[0, 1]], [[-4, 2]], [[16, 0]], [[32, 3], [16, 2]], [[16, 3], [32, 2]]),
+        [[16, 2], [16, 2]],
+    ],
+)
+def test_cuts_that_are_none_are_found_anew(tmp_path: Path, damaged: Any) -> None:
+    file = one(tmp_path / "a.jsonl", b'{"text": "one"}\n' * 300)
+    path = tmp_path / "cuts.json"
+    slices(file, 1_000, known := KnownCuts(path), "x")
+    known.save()
+    sound = path.read_text()
+    path.write_text(json.dumps(dict.fromkeys(json.loads(sound), damaged)))
+    assert slices(file, 1_000, known := KnownCuts(path), "x") == slices(file, 1_000)
+    known.save()
+    assert path.read_text() == sound
+
+
+def test_what_cannot_be_read_now_is_not_known_as_one_slice(tmp_path: Path) -> None:
+    content = b'{"text": "one"}\n' * 300
+    file = one(tmp_path / "a.jsonl", content)
+    known = KnownCuts(tmp_path / "cuts.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slicing, "_is_of_kind", lambda *_: _unreadable())
+        assert slices(file, 1_000, known, "x") == [file]
+    assert slices(file, 1_000, known, "x") == slices(file, 1_000) != [file]
+
+
+def _unreadable() -> bool:
+    raise OSError("not now")

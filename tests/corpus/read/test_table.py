@@ -123,3 +123,20 @@ def test_a_table_cut_inside_quotes_is_one_problem(tmp_path: Path) -> None:
     texts, problems = read(tmp_path / "a.csv.gz", content)
     assert texts == ["a.csv.gz:2=one"]
     assert {kind: x.count for kind, x in problems.kinds.items()} == {"damaged file": 1}
+
+
+@pytest.mark.parametrize("blank", ["\n", "\r\n", " \n\n", ";;\n", "\t\n", '""\n'])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_blank_lines_before_the_header_are_passed_over(
+    tmp_path: Path, blank: str, delimiter: str
+) -> None:
+    content = f"{blank * 2}title,text\na,one\n\nb,two\n".replace(",", delimiter)
+    before = 2 * blank.count("\n")
+    for name in ("a.csv", "a.tsv")[: 1 + (delimiter == "\t")]:
+        texts, problems = read(tmp_path / name, content)
+        assert texts == [f"{name}:{before + 2}=one", f"{name}:{before + 4}=two"]
+        assert not problems.kinds
+
+
+def test_a_table_of_blank_lines_alone_has_no_rows(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.csv", "\n \n\n")[0] == []

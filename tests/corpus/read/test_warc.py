@@ -177,6 +177,24 @@ def test_what_comes_before_a_cut_is_used(packed: bool) -> None:
     assert pieces[0].text == "one\n" and problems.count("damaged file") == 1
 
 
+@pytest.mark.parametrize("num_words", [0, 30_000])
+@pytest.mark.parametrize("kind", ["conversion", "metadata", "response"])
+def test_a_page_about_archives_is_whole_without_the_line_ends_behind_it(
+    kind: str, num_words: int
+) -> None:
+    text = b"padding " * num_words + b"How archives look:\nWARC/1.0 is a format\nof records"
+    block = answer(text, "text/plain") if kind == "response" else text
+    data = record(b"software: test", "warcinfo") + record(block, kind)
+    for end in range(5):
+        pieces, problems = read(data[: len(data) - end])
+        assert not problems.kinds and len(pieces) == (kind != "metadata")
+    header = record(answer(b"<p>next")).partition(b"\r\n\r\n")[0] + b"\r\n"
+    for end in (3, 7, 30, len(header) - 1, len(header)):
+        problems = read(data + header[:end])[1]
+        told = {kind: x.count for kind, x in problems.kinds.items()}
+        assert told == {"damaged file": 1}
+
+
 def test_what_is_no_archive_is_said_to_be_none() -> None:
     assert read(b"")[1].count("empty file") == 1
     assert read(b"<html><p>a page")[1].count("not text") == 1
