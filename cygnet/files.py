@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -25,9 +26,18 @@ _seals: list[tuple[Path, frozenset[str]]] = []
 
 
 def cache_folder() -> Path:
-    """Return where what can be made again is kept for this user; it need not exist."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "cygnet"
+    """Return where what can be made again is kept for this user; it need not exist.
+
+    Raises:
+        OSError: the user has no home.
+    """
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "cygnet"
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "cygnet"
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

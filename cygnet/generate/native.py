@@ -13,7 +13,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from ctypes import c_double, c_float, c_int64, c_void_p
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from cygnet.errors import UserError
+from cygnet.files import cache_folder
 from cygnet.generate.quantize import QuantizedLinear
 from cygnet.generate.sampling import Sampling
 from cygnet.model.kv_cache import KVCache
@@ -233,8 +233,7 @@ def compiled(compiler: str, machine: str) -> Path:
     ).stdout.encode()  # fmt: skip
     texts = [path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.is_file()]
     key = hashlib.sha256(b"".join([known, *texts, " ".join(FLAGS).encode()])).hexdigest()[:16]
-    default = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or default) / "cygnet"
+    folder = cache_folder()
     path = folder / f"generate-{key}.so"
     if path.exists():
         return path

@@ -13,7 +13,9 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import tempfile
 import unicodedata
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +28,7 @@ from numpy.typing import NDArray
 
 from cygnet.corpus.clean.words import LETTER, ONE, TextBatch
 from cygnet.errors import require
-from cygnet.files import cache_folder, write_atomic
+from cygnet.files import cache_folder, read_json, write_atomic, write_json
 
 UNDETERMINED = "und"
 PLACES, CHARS_AT_PLACE = 3, 70
@@ -36,8 +38,8 @@ MIN_KANA = 0.1
 LETTERS_A_SIGN = 2
 """Alphabetic letters that say about as much as a Han character, a kana or a Hangul syllable."""
 BATCH_TEXTS = 1024
-_FORMAT = 1
-"""Another number where the unpacked model is written otherwise."""
+_FORMAT, _SUMS = 1, "sums.json"
+"""Another number where the unpacked model is written otherwise; the CRC-32 of its files."""
 
 Counts = NDArray[np.int64]
 
@@ -126,9 +128,10 @@ class _NaiveBayes:
         From then on its arrays lie in the user's cache, and all processes share them.
         """
         library: Any = require("py3langid.langid", "data")
-        folder = cache_folder() / f"py3langid-{metadata.version('py3langid')}-{_FORMAT}"
-        with contextlib.suppress(OSError, ValueError, EOFError):
-            return _NaiveBayes._mapped(folder)
+        version = f"py3langid-{metadata.version('py3langid')}-{_FORMAT}"
+        with contextlib.suppress(OSError):
+            if mapped := _NaiveBayes._mapped(cache_folder() / version):
+                return mapped
         model = library.LanguageIdentifier.from_model_file(library.MODEL_FILE)
         unpacked = _NaiveBayes(
             labels=np.asarray(model.nb_classes),
@@ -139,21 +142,38 @@ class _NaiveBayes:
             bias=np.asarray(model.nb_pc, np.float32),
         )
         with contextlib.suppress(OSError):
-            unpacked._save(folder)
+            unpacked._save(cache_folder() / version)
         return unpacked
 
     @staticmethod
-    def _mapped(folder: Path) -> _NaiveBayes:
-        names = (field.name for field in dataclasses.fields(_NaiveBayes))
-        return _NaiveBayes(
-            **{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
-        )
+    def _mapped(folder: Path) -> _NaiveBayes | None:
+        """Return what `_save` wrote; None where that is not there or damaged."""
+        sums = read_json(folder / _SUMS)
+        if sums.keys() != {field.name for field in dataclasses.fields(_NaiveBayes)}:
+            return None
+        arrays = {}
+        for name, expected in sums.items():
+            path = folder / f"{name}.npy"
+            if zlib.crc32(path.read_bytes()) != expected:
+                return None
+            arrays[name] = np.load(path, mmap_mode="r")
+        return _NaiveBayes(**arrays)
 
     def _save(self, folder: Path) -> None:
-        for field in dataclasses.fields(self):
-            content = io.BytesIO()
-            np.save(content, getattr(self, field.name))
-            write_atomic(folder / f"{field.name}.npy", content.getvalue())
+        """Write all arrays to a folder that appears whole, in the place of a damaged one."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+            new, old = Path(place) / "new", Path(place) / "old"
+            sums = {}
+            for field in dataclasses.fields(self):
+                content = io.BytesIO()
+                np.save(content, getattr(self, field.name))
+                write_atomic(new / f"{field.name}.npy", content.getvalue())
+                sums[field.name] = zlib.crc32(content.getvalue())
+            write_json(new / _SUMS, sums)
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(old)
+            new.rename(folder)
 
     def languages(self, samples: Sequence[str]) -> list[tuple[str, float]]:
         """Return the most probable label of each text and its probability."""

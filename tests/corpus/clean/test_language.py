@@ -174,10 +174,13 @@ def test_the_unpacked_model_is_mapped_mended_and_can_do_without_a_cache(
         whole = weights.read_bytes()
         assert answers(tmp_path) == expected
         assert isinstance(_NaiveBayes.of_library().weights, np.memmap)
-        for damaged in (whole[:-1], whole[:10], b""):
+        for damaged in (whole[:-1], b"", b"PK\x03\x04", whole[:200] + bytes(len(whole) - 200)):
             weights.write_bytes(damaged)
             assert answers(tmp_path) == expected
             assert weights.read_bytes() == whole
+        weights.unlink()
+        assert answers(tmp_path) == expected and weights.exists()
+        assert len(list((tmp_path / "cygnet").iterdir())) == 1  # nothing is left behind
         (tmp_path / "file").touch()
         assert answers(tmp_path / "file") == expected
     finally:
