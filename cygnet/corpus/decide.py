@@ -1,7 +1,7 @@
 """What becomes of every document: rules, held-out side, duplicates, passages held out.
 
-All of it is decided on the numbers of the parts; texts are read again only to compare the few
-pairs that may be near duplicates.
+All of it is decided on the numbers of the parts; of the few pairs that may be near duplicates
+the words are read, and no text.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from cygnet.corpus.arrow import to_numpy
 from cygnet.corpus.clean.rules import Rule, broken, first_broken
 from cygnet.corpus.dedup import Duplicate, Entries, find_duplicates
 from cygnet.corpus.document import Document
-from cygnet.corpus.near import Candidates, Places, compare_in_tasks, sorted_set
+from cygnet.corpus.near import Candidates, Places, compare_in_tasks
+from cygnet.corpus.overlap import overlap_with
 from cygnet.corpus.part_writer import read_table
 from cygnet.corpus.parts import rule_set
 from cygnet.corpus.scale import ScaleConfig
@@ -30,9 +31,6 @@ from cygnet.corpus.settings import DataConfig
 from cygnet.corpus.split import heldout_limit
 from cygnet.errors import UserError
 
-COMMON_PHRASES = 10
-"""Runs of words in more training documents than this are common property (licences, notices), and
-no sign that held-out text was copied."""
 CONVERSATION_THRESHOLD = 0.8
 """Conversations are near duplicates from here on: two may ask alike and be answered otherwise."""
 REASONS = {
@@ -124,8 +122,10 @@ def decide(parts: Parts, config: DataConfig, rules: Sequence[Rule], scale: Scale
     is_heldout = (outcome == "") & (positions < limit)
     overlap = next((rule for rule in rules if rule.number == "heldout_overlap"), None)
     if overlap is not None:
-        share, most_like = _heldout_overlap(parts, outcome == "", is_heldout)
-        numbers["heldout_overlap"] = share
+        is_training = (outcome == "") & ~is_heldout
+        shared, most_like = overlap_with(partial(_phrases, parts), is_heldout, is_training)
+        share = shared / np.maximum(parts.column("phrases"), 1)
+        numbers["heldout_overlap"] = share.astype(np.float32)
         found[overlap.name] = overlap.breaks(numbers["heldout_overlap"])
         outcome[(outcome == "") & found[overlap.name]] = overlap.name
     outcome[is_heldout] = "heldout"
@@ -204,55 +204,9 @@ def _duplicates(
     }
 
 
-def _heldout_overlap(
-    parts: Parts, is_kept: NDArray[np.bool_], is_heldout: NDArray[np.bool_]
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return of each training document the share of its sampled runs of words that held-out ones
-    have, and the held-out document that has most of them (-1: none).
-
-    A single run is chance.
-    """
-    counts = parts.column("phrases")
-    held = [
-        (phrases[is_heldout[owners]], owners[is_heldout[owners]])
-        for phrases, owners in _phrases(parts, counts)
-    ]
-    held_phrases, holders = (np.concatenate(arrays) for arrays in zip(*held, strict=True))
-    order = np.lexsort((holders, held_phrases))
-    held_phrases, holders = held_phrases[order], holders[order]
-    known = sorted_set([held_phrases.copy()])
-    overlap, most_like = np.zeros(len(parts), np.float32), np.full(len(parts), -1, np.int64)
-    if not len(known):
-        return overlap, most_like
-    is_training = is_kept & ~is_heldout
-    shared = []
-    for phrases, owners in _phrases(parts, counts):
-        phrases, owners = phrases[is_training[owners]], owners[is_training[owners]]
-        at = np.minimum(np.searchsorted(known, phrases), len(known) - 1)
-        hits = known[at] == phrases
-        shared.append(sorted_set([at[hits] * len(parts) + owners[hits]]))
-    at, owners = np.divmod(np.concatenate(shared), len(parts))
-    is_rare = np.bincount(at, minlength=len(known))[at] <= COMMON_PHRASES
-    at, owners = at[is_rare], owners[is_rare]
-    overlap += np.bincount(owners, minlength=len(parts))
-    overlap = np.where(overlap > 1, overlap / np.maximum(counts, 1), 0).astype(np.float32)
-    # Each run of words counts for every held-out document that has it.
-    begins = np.searchsorted(held_phrases, known)
-    lengths = np.diff(begins, append=len(held_phrases))[at]
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    holders = holders[np.repeat(begins[at], lengths) + within]
-    pairs = np.sort(np.repeat(owners, lengths) * len(parts) + holders)
-    begins = np.flatnonzero(np.diff(pairs, prepend=-1))
-    owners, holders = np.divmod(pairs[begins], len(parts))
-    by_count = np.argsort(np.diff(begins, append=len(pairs)), kind="stable")
-    most_like[owners[by_count]] = holders[by_count]  # what is written last has most
-    return overlap, most_like
-
-
-def _phrases(
-    parts: Parts, counts: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
+def _phrases(parts: Parts) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
     """Yield the sampled runs of words of each part, and the number of each one's document."""
+    counts = parts.column("phrases")
     for part, (first, last) in enumerate(itertools.pairwise(parts.offsets.tolist())):
         owners = np.repeat(np.arange(first, last), counts[first:last])
         yield parts.array(part, "phrases.npy"), owners

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import threading
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -22,12 +24,13 @@ from cygnet.corpus.read.problems import Problems
 from cygnet.corpus.settings import DataConfig
 from cygnet.errors import UserError
 from cygnet.files import digest_of, read_json, sha256_file
-from cygnet.progress import track
+from cygnet.progress import progress
 
 FORMAT_VERSION = 7
 NUMBERS, REMOVED, COST = "numbers.parquet", "removed.jsonl.zst", "cost.json"
 OUTPUTS = (TRAIN, HELDOUT, NUMBERS, REMOVED, "report.json", "report.md", PROBLEMS_FILE)
 HASHES = "inputs.json"
+HASH_BYTES, HASHED_AT_ONCE = 1 << 20, 1000
 LIBRARIES = (
     "charset-normalizer", "fastwarc", "ftfy", "numpy", "opencc", "py3langid", "pyarrow",
     "pypdfium2", "resiliparse",
@@ -58,30 +61,60 @@ def hashes_of(
     known = read_json(work / HASHES)
     hashes: dict[str, str] = {}
     states: dict[str, list[Any]] = {}
-
-    def state_of(file: InputFile) -> list[Any] | None:
-        try:
-            status = file.path.stat()
-            state = [status.st_size, status.st_mtime_ns]
-            before = known.get(file.place, [])
-            return before if before[:2] == state else [*state, sha256_file(file.path)]
-        except OSError:
-            return None  # reading it will say what is wrong
-
-    local = [file for file in files if not file.url]
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        for file, state in zip(
-            local, track(pool.map(state_of, local), "check files", len(local)), strict=True
-        ):
-            hashes[file.place] = state[2] if state else ""
-            if state:
-                states[file.place] = state
+    changed: dict[str, Path] = {}
     for file in files:
         if file.url:
             # What cannot be told apart may have changed.
             known_by = file.version or (f"{file.size} bytes" if file.size >= 0 else "")
             hashes[file.place] = known_by or f"read at {time.time()}"
+            continue
+        try:
+            status = file.path.stat()
+        except OSError:
+            hashes[file.place] = ""  # reading it will say what is wrong
+            continue
+        states[file.place] = [status.st_size, status.st_mtime_ns]
+        before = known.get(file.place)
+        if isinstance(before, list) and len(before) == 3 and before[:2] == states[file.place]:
+            hashes[file.place] = before[2]
+        else:
+            changed[file.place] = file.path
+    for place, digest in _hashed(changed):
+        hashes[place] = digest
+    states = {place: [*state, hashes[place]] for place, state in states.items() if hashes[place]}
     return hashes, states
+
+
+def _hashed(files: dict[str, Path]) -> Iterator[tuple[str, str]]:
+    """Yield the place and the hash of each file, "" for one that cannot be read."""
+    if not files:
+        return
+    stopped = threading.Event()
+
+    def hash_of(path: Path) -> str:
+        digest = hashlib.sha256()
+        try:
+            with open(path, "rb") as file:
+                while not stopped.is_set() and (block := file.read(HASH_BYTES)):
+                    digest.update(block)
+        except OSError:
+            return ""
+        return digest.hexdigest()
+
+    places = list(files)
+    with (
+        ThreadPoolExecutor(usable_cores()) as pool,
+        progress("check files", len(places)) as advance,
+    ):
+        try:
+            for first in range(0, len(places), HASHED_AT_ONCE):
+                chosen = places[first : first + HASHED_AT_ONCE]
+                digests = pool.map(hash_of, [files[place] for place in chosen])
+                for place, digest in zip(chosen, digests, strict=True):
+                    yield place, digest
+                    advance()
+        finally:
+            stopped.set()
 
 
 def make_manifest(

@@ -1,6 +1,6 @@
 """Raw files to a data folder: read, normalise, filter, de-duplicate, split, report.
 
-Three steps, two of them by all cores at once: `parts.make_part` reads and measures, `decide` says
+Three steps, all cores at work in each: `parts.make_part` reads and measures, `decide` says
 what becomes of every document, `write_part` writes what stays. What a step leaves in the work
 folder beside the data folder is found again by the next run.
 """
