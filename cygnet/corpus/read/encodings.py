@@ -58,6 +58,15 @@ _JOINING = "’‘'·\xa0\xad-–‐"
 _SELDOM_BEFORE_LETTERS = "¶§¦¨"
 _HEBREW_FINALS = "ךםןףץ"
 """Forms that letters have at the end of a word alone."""
+LATIN_WORDS = frozenset("àÀèÈéÉíÍóÓáÁåÅöÖæÆøØ")
+"""Letters beyond ASCII that are words of their own in some language."""
+_LAST_LATIN = "\u024f"
+_ODD = re.compile(
+    # Latin and other letters in one word, also with a mark between; a space behind a hard one.
+    r"[\u0370-\u06ff][’”“…–—]?[A-Za-z]|[A-Za-z][\u0370-\u06ff]|\xa0\s"
+)
+_BEHIND_LETTERS = frozenset("’”“…–—\xa0")
+"""Marks that may follow a letter; quotation marks among them close in some language."""
 _LINE_END = re.compile(rb"[\r\n]+")
 
 
@@ -81,6 +90,36 @@ def single_byte_encoding(sample: bytes) -> str | None:
         if score > best_score + MARGIN:
             best, best_score = readings[text], score
     return best
+
+
+def is_sound(line: str) -> bool:
+    """Say whether nothing is odd in a line, so that its encoding is likely the one it was read by.
+
+    That is so if no character is misplaced, all letters beyond ASCII are of one language, the
+    marks beyond ASCII may follow a letter, and no letter stands alone that is no word.
+    """
+    if _misplaced(line) > 0:
+        return False
+    beyond = [char for char in line if not char.isascii()]
+    letters = {char for char in beyond if char.isalpha()}
+    if not (letters.union(_BEHIND_LETTERS).issuperset(beyond) and _is_of_one_language(letters)):
+        return False
+    if _ODD.search(f" {line} "):
+        return False
+    padded = f" {line} "
+    for before, char, after in zip(padded, padded[1:], padded[2:], strict=False):
+        is_latin_letter = not char.isascii() and char.isalpha() and char <= _LAST_LATIN
+        is_alone = not (before.isalpha() or after.isalpha())
+        if is_latin_letter and is_alone and char not in LATIN_WORDS:
+            return False
+        if before.isupper() and char.isupper() and after.islower():
+            return False
+    return True
+
+
+def _is_of_one_language(letters: set[str]) -> bool:
+    # English is told by the letters of all the foreign words in it: those of no one language.
+    return any(alphabet >= letters for language, alphabet in _LETTERS.items() if language != "en")
 
 
 def _is_older(line: bytes) -> bool:

@@ -23,13 +23,14 @@ class HubName(NamedTuple):
     """`OWNER/NAME`; of a data set that lies on this machine, its folder's absolute path."""
     config: str | None
     split: str
+    """One split, several with `+` between them, or `all`."""
 
 
 def parse_name(url: str) -> HubName:
     """Return the parts of a data set's name.
 
     Raises:
-        UserError: it is no such name.
+        UserError: it is no such name, or that of a part of a split.
     """
     wanted = f"write {PREFIX}OWNER/NAME, with /CONFIG and :SPLIT behind it where there are several"
     if not url.startswith(PREFIX):
@@ -38,6 +39,11 @@ def parse_name(url: str) -> HubName:
     parts = [path] if path.startswith("/") else path.rstrip("/").split("/")
     if not all(parts) or len(parts) > 3 or (colon and not split):
         raise UserError(f"{url}: no data set of the hub; {wanted}")
+    if "[" in split:
+        raise UserError(
+            f"{url}: no part of a split can be had, since a data set is streamed whole; "
+            f"write {split.partition('[')[0] or DEFAULT_SPLIT} or another split"
+        )
     config = parts[2] if len(parts) == 3 else None
     return HubName("/".join(parts[:2]), config, split or DEFAULT_SPLIT)
 
@@ -62,8 +68,9 @@ def find_hub(url: str, problems: Problems) -> list[InputFile]:
         problems.add("failed download", url, " ".join(str(error).split())[:200])
         return []
     splits = _splits(builder)
-    if splits and named.split.partition("[")[0] not in (*splits, "all"):
-        raise UserError(_no_split(url, named, splits))
+    wrong = _wrong_split(named.split, splits)
+    if wrong is not None:
+        raise UserError(_no_split(url, wrong, splits))
     # The hash is that of the commit, of a folder on this machine that of its files.
     return [
         InputFile(
@@ -96,7 +103,7 @@ def hub_rows(url: str) -> Iterator[tuple[int, dict[str, Any]]]:
         except UserError as error:
             raise OSError(str(error)) from error
         except ValueError as error:
-            raise OSError(_no_split(url, named, _splits(builder))) from error
+            raise OSError(_no_split(url, named.split, _splits(builder))) from error
         try:
             yield from enumerate(rows.decode(False), start=1)
         except Exception as error:  # (each library below raises errors of its own)
@@ -107,9 +114,16 @@ def _splits(builder: Any) -> list[str]:
     return [str(split) for split in (builder.config.data_files or builder.info.splits or ())]
 
 
-def _no_split(url: str, named: HubName, known: list[str]) -> str:
-    hint = nearest(named.split, known)
-    return f"{url}: no split {named.split!r}{hint}; the splits are {', '.join(known) or 'unknown'}"
+def _wrong_split(split: str, known: list[str]) -> str | None:
+    """Return the first name of a split that is not known; None where all are, or none is."""
+    if not known or split in (*known, "all"):
+        return None
+    return next((name for name in map(str.strip, split.split("+")) if name not in known), None)
+
+
+def _no_split(url: str, wrong: str, known: list[str]) -> str:
+    hint = nearest(wrong, known)
+    return f"{url}: no split {wrong!r}{hint}; the splits are {', '.join(known) or 'unknown'}"
 
 
 def _builder(url: str, named: HubName) -> Any:

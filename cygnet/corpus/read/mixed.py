@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 
-from cygnet.corpus.read.encodings import SINGLE_BYTE
+from cygnet.corpus.read.encodings import LATIN_WORDS, SINGLE_BYTE, is_sound
 
 UTF8 = ("utf-8", "utf-8-sig")
 BY_LINES = (*UTF8, *SINGLE_BYTE)
@@ -19,17 +19,18 @@ MAX_WAITING_BYTES = 1 << 22
 
 _UTF8_CHARACTER = re.compile(rb"[\xc2-\xf4][\x80-\xbf]")
 _BROKEN = re.compile("[\udc80-\udcff]+")
-_ALONE = frozenset("àÀèÈéÉíÍóÓáÁåÅöÖæÆøØ")
-"""Letters beyond ASCII that are words of their own in some language."""
 _MARKS = frozenset("‘’“”–—…„«»€\xa0")
 _MAX_RUN = 2
+_MAX_BY_CHANCE = 50
+"""More characters of UTF-8 in a line are that without a look at how else they read."""
 
 
 class MixedDecoder:
     """Decodes bytes whose lines are in one encoding, but for some.
 
     In UTF-8 that is Windows-1252, where the bytes that are no UTF-8 read well as such: single
-    letters in words, quotation marks and dashes. In an encoding of a byte a character it is UTF-8.
+    letters in words, quotation marks and dashes. In an encoding of a byte a character it is UTF-8,
+    where the line makes no sense in the file's own encoding.
     What a line becomes depends on that line alone, wherever the blocks end.
 
     Args:
@@ -107,8 +108,27 @@ class MixedDecoder:
             self._other(number, WESTERN)
             return western
         if self._encoding not in UTF8 and not line.isascii():
+            if not _is_utf8(line, text, self._encoding):
+                return line.decode(self._encoding, "replace")
             self._other(number, "utf-8")
         return text
+
+
+def _is_utf8(line: bytes, text: str, encoding: str) -> bool:
+    """Say whether a line that is sound UTF-8 is that, in a file in another encoding.
+
+    Some words are both: Ukrainian "Ні" in Windows-1251 is "ͳ" as UTF-8, Russian "так" in cp866 is
+    "⠪". Such a line is what the file is, unless UTF-8 makes it of the file's own letters.
+    """
+    if len(_UTF8_CHARACTER.findall(line)) > _MAX_BY_CHANCE:
+        return True
+    if not is_sound(line.decode(encoding, "replace")):
+        return True
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return any(char.isalpha() for char in text if not char.isascii())
 
 
 def decode_mixed(data: bytes, encoding: str, is_cut: bool = False) -> tuple[str, int]:
@@ -160,6 +180,6 @@ def _is_in_place(read: str, before: str, after: str) -> bool:
             return False
         if char.isupper() and left.islower():
             return False
-        if not (left.isalpha() or right.isalpha() or char in _ALONE):
+        if not (left.isalpha() or right.isalpha() or char in LATIN_WORDS):
             return False
     return before.isalpha() or after.isalpha() or len(read) == 1

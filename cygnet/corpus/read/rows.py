@@ -120,7 +120,7 @@ def _items(text: str) -> Iterator[Any]:
 
 
 def csv_rows(stream: TextStream, file: InputFile, problems: Problems) -> Iterator[tuple[int, Any]]:
-    """Yield (line, row) of a table with a header; its delimiter is seen by the first line.
+    """Yield (line, row) of a table with a header; its delimiter is seen by that.
 
     A quote that is never closed, or not as it should be, costs the line that it is opened in.
     """
@@ -134,6 +134,8 @@ def csv_rows(stream: TextStream, file: InputFile, problems: Problems) -> Iterato
         if fault:
             problems.add("broken row", f"{file.place}:{line}", fault)
         if header is None:
+            if not fault and not any(field.strip() for field in fields):
+                continue
             header = [name.strip("\n") for name in fields]
         elif fields and not fault:
             yield line, dict(zip(header, fields, strict=True))

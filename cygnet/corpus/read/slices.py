@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from cygnet.corpus.read.decode import SAMPLE_BYTES, guess_encoding
 from cygnet.corpus.read.find import InputFile
@@ -42,15 +42,36 @@ class KnownCuts:
         self._path, self._known = path, read_json(path)
         self._used: dict[str, list[tuple[int, int]]] = {}
 
-    def cuts(self, key: str, find: Callable[[], list[tuple[int, int]]]) -> list[tuple[int, int]]:
-        """Return what is known under a key, else what is found."""
-        known = self._known.get(key)
-        self._used[key] = find() if known is None else [(start, line) for start, line in known]
-        return self._used[key]
+    def cuts(self, key: str) -> list[tuple[int, int]] | None:
+        """Return what is known under a key; None for nothing, or nothing that can be so."""
+        known = _as_cuts(self._known.get(key))
+        if known is not None:
+            self._used[key] = known
+        return known
+
+    def add(self, key: str, found: list[tuple[int, int]]) -> None:
+        """Have what was found under a key be known."""
+        self._used[key] = found
 
     def save(self) -> None:
         """Write what this run has used."""
         write_json(self._path, self._used)
+
+
+def _as_cuts(known: Any) -> list[tuple[int, int]] | None:
+    """Return what a file holds as cuts, (byte, number of its line) each; None if they are none."""
+    if not isinstance(known, list):
+        return None
+    cuts: list[tuple[int, int]] = []
+    start, line = 0, 1
+    for pair in known:
+        if not (isinstance(pair, list) and [type(number) for number in pair] == [int, int]):
+            return None
+        if pair[0] <= start or pair[1] <= line:
+            return None
+        start, line = pair
+        cuts.append((start, line))
+    return cuts
 
 
 def slices(
@@ -80,18 +101,20 @@ def slices(
         raise UserError(f"slice_bytes is {slice_bytes}; give a number of at least 1")
     if file.url or file.is_slice or file.kind not in ("text", "jsonl", "parquet"):
         return [file]
+    key = f"{_WAY_OF_CUTTING} {file.kind} {slice_bytes} {digest}"
+    remembers = known if digest and file.kind != "parquet" else None
+    cuts = remembers.cuts(key) if remembers else None
     try:
         if file.path.stat().st_size <= slice_bytes:
             return [file]
         if file.kind == "parquet":
             return list(_parquet_slices(file, slice_bytes))
-        if known is None or not digest:
+        if cuts is None:
             cuts = _cuts_of(file, slice_bytes)
-        else:
-            key = f"{_WAY_OF_CUTTING} {file.kind} {slice_bytes} {digest}"
-            cuts = known.cuts(key, lambda: _cuts_of(file, slice_bytes))
     except fault_types():
         return [file]
+    if remembers:
+        remembers.add(key, cuts)
     if not cuts:
         return [file]
     starts = [(0, 1), *cuts]

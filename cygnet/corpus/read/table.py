@@ -12,6 +12,7 @@ from cygnet.corpus.read.decode import MAX_LINE_CHARS, TextStream
 NEVER_CLOSED = "a quote that is opened here is not closed as it should be"
 MAX_CUT_LINES = 100
 """At a cut, a record that has been open for more lines has had a quote that was never closed."""
+DELIMITERS = ",;\t|"
 _MAX_RETRIES = 8
 
 
@@ -27,18 +28,19 @@ class Record(NamedTuple):
 
 
 def records(stream: TextStream, delimiter: str = "") -> Iterator[Record]:
-    """Yield the records of a table, its header first.
+    """Yield the records of a table, its header first, or blank records before it.
 
     Where a quote is never closed, or text follows upon a closing one in another line, the record
     is not what was meant: its first line has a fault, and the next ones are records of their own.
 
     Args:
         stream: the table.
-        delimiter: what parts fields; empty to see by the first line.
+        delimiter: what parts fields; empty to see by the first line that is not blank, with which
+            the records begin then.
     """
     lines = _Lines(stream)
     if not delimiter:
-        delimiter = max(",;\t|", key=lines.first().count)
+        delimiter = max(DELIMITERS, key=lines.first().count)
     previous: Record | None = None
     for record in _each(lines, delimiter):
         if previous is not None:
@@ -60,10 +62,12 @@ class _Lines:
         """(number, line) of the record at hand."""
 
     def first(self) -> str:
-        """Return the first line."""
-        entry = next(self._numbered, None)
-        self.give_back([] if entry is None else [entry])
-        return "" if entry is None else entry[1]
+        """Return the first line with more than space and delimiters, and pass over those before."""
+        for entry in self._numbered:
+            if entry[1].strip(f"{DELIMITERS} \xa0"):
+                self.give_back([entry])
+                return entry[1]
+        return ""
 
     def begin(self) -> None:
         """Begin a record."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -16,10 +17,12 @@ HTML_TYPES = ("text/html", "application/xhtml+xml")
 TEXT_TYPES = ("text/plain", "text/markdown")
 SHOWN_TYPES = 12
 """So many types of what is passed over are named."""
-MAX_HEADER_BYTES = 1 << 16
+_TAIL_BYTES = 1 << 17
+"""More than a record's header and what is read ahead of its content."""
 
 _ABOUT_OTHERS = ("warcinfo", "request", "metadata")
 """Types of records that say something of others."""
+_BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 _GZIP = zlib.MAX_WBITS + 16
 Passed = Counter[str]
 """How many records of each type were passed over."""
@@ -49,6 +52,7 @@ def warc_pieces(stream: IO[bytes], name: str, problems: Problems) -> Iterator[Pi
     is_told = False
     try:
         for record in fastwarc.ArchiveIterator(counted, parse_http=False):
+            counted.begin_record(record.stream_pos, record.content_length)
             where = f"byte {record.stream_pos}"
             num_damaged = problems.count("damaged file")
             piece = _piece_of(record, f"{name}: {where}", problems, passed)
@@ -77,6 +81,7 @@ class _Positioned:
         self._stream, self._place = stream, 0
         self.head = self._rest = stream.read(5)
         self._tail = b""
+        self._record_end = 0
         self._inflate = zlib.decompressobj(_GZIP) if self.head.startswith(b"\x1f\x8b") else None
         self._is_inside = False
 
@@ -86,11 +91,19 @@ class _Positioned:
         if self._inflate is not None:
             self._follow(block)
         else:
-            self._tail = (self._tail + block)[-MAX_HEADER_BYTES:]
+            self._tail = (self._tail + block)[-_TAIL_BYTES:]
         return block
 
     def tell(self) -> int:
         return self._place
+
+    def begin_record(self, place: int, content_length: int) -> None:
+        """Say where the record begins whose header has been read just now."""
+        if self._inflate is None:
+            tail_place = self._place - len(self._tail)
+            header_end = _BLANK_LINE.search(self._tail, max(place - tail_place, 0))
+            content = tail_place + header_end.end() if header_end else self._place
+            self._record_end = content + content_length
 
     def _follow(self, block: bytes) -> None:
         """Unpack what is read along with the archive's reader, which is silent about a cut."""
@@ -108,10 +121,9 @@ class _Positioned:
 
     def is_cut(self) -> bool:
         """Say whether what was read to its end stops inside a packed record, or in a header."""
-        start = self._tail.rfind(b"WARC/1.")
-        is_header = start == 0 or self._tail[start - 1 : start] == b"\n"
-        header = self._tail[start:].replace(b"\r\n", b"\n") if start >= 0 and is_header else b"\n\n"
-        return self._is_inside or b"\n\n" not in header
+        behind = max(self._record_end - (self._place - len(self._tail)), 0)
+        header = self._tail[behind:].lstrip(b"\r\n")
+        return self._is_inside or (bool(header) and not _BLANK_LINE.search(header))
 
 
 def _piece_of(record: Any, where: str, problems: Problems, passed: Passed) -> Piece | None:

@@ -15,6 +15,24 @@ FRENCH = "Voilà où l'été mène : près de la rivière, à côté d'un pré."
 GERMAN = "Für zwölf Gäste: süße Klöße in großen Töpfen."
 CHINESE = "天鹅春天在河边筑巢，秋天飞往南方。"
 CZECH = "Všichni lidé rodí se svobodní a sobě rovní, a labutě hnízdí u pomalých řek."
+RUSSIAN = """\
+да нет он она оно они мы вы ты я мой твой свой наш это что как так где там тут когда почему но или
+и а не на у в с из к от по за про при над под для без через день ночь год час дом мир земля небо
+вода люди человек ребёнок мать отец брат жизнь смерть любовь сердце рука глаз слово язык песня дело
+страна город улица дверь хлеб еда идти быть знать сказать новый старый белый чёрный сам раз шаг сад
+ход рад чем чей чай цел ад её ещё моё Да Нет Ещё О Я Э""".split()
+UKRAINIAN = """\
+ні так дії її ви ти ми він вона воно вони мені тобі мій твій свій мої твоєї надії мрії є це що як де
+коли чому бо але або і й та не на у в з із до від по за про під для без через день ніч рік час дім
+світ земля небо вода люди мати батько брат життя смерть любов серце рука око слово мова пісня дія
+країна місто вулиця хліб їжа їхати йти бути знати сказати новий старий історії тієї цієї всієї неї
+ґрунт їжак Ні Її Є Дії НІ ДІЇ""".split()
+TEXTS = {
+    "Russian": "Все люди рождаются свободными и равными в своём достоинстве и правах. "
+    "Они наделены разумом и совестью и должны поступать в отношении друг друга в духе братства.",
+    "Ukrainian": "Всі люди народжуються вільними і рівними у своїй гідності та правах. "
+    "Вони наділені розумом і совістю і повинні діяти один до одного в дусі братерства.",
+}
 LINES = st.lists(st.tuples(st.sampled_from([ENGLISH, FRENCH, GERMAN]), st.booleans()))
 
 
@@ -59,6 +77,55 @@ def test_an_older_encoding_that_only_begins_behind_the_sample_is_read() -> None:
 def test_lines_of_utf8_do_not_hide_which_encoding_the_others_are_in() -> None:
     data = f"{CHINESE}\n".encode() + f"{CZECH}\n".encode("cp1250") * 9
     assert read(data)[0] == f"{CHINESE}\n" + f"{CZECH}\n" * 9
+
+
+@pytest.mark.parametrize(
+    ("language", "words", "encoding"),
+    [
+        *(("Russian", RUSSIAN, encoding) for encoding in ("cp1251", "koi8-r", "cp866")),
+        *(("Ukrainian", UKRAINIAN, encoding) for encoding in ("cp1251", "koi8-u")),
+    ],
+)
+@pytest.mark.parametrize("form", ["{}", "- {}.", "{0}, {0}!", "<p>{}</p>", "{}…"])
+def test_a_word_alone_on_a_line_is_read_as_the_file_is(
+    language: str, words: list[str], encoding: str, form: str
+) -> None:
+    if "…" in form and encoding != "cp1251":
+        form = form.replace("…", "...")
+    text = "".join(f"{form.format(word)}\n" for word in words)
+    whole = f"{TEXTS[language]}\n{text}"
+    found, problems = read(whole.encode(encoding))
+    assert found.split("\n") == whole.split("\n")
+    assert problems.count("other encoding") == 1  # that of the file
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp1250", "cp1251", "koi8-r", "koi8-u", "cp866"])
+@pytest.mark.parametrize(
+    "line", ["été", "voilà", "à la mode", "schön", "Öl", "天鹅", "“yes”", "5 €"]
+)
+def test_a_short_line_of_utf8_is_read_as_that_wherever_most_are_older(
+    encoding: str, line: str
+) -> None:
+    assert decode_mixed(f"{line}\n".encode(), encoding) == (f"{line}\n", 1)
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "koi8-r", "cp866"])
+def test_words_of_the_file_s_own_letters_are_read_in_utf8(encoding: str) -> None:
+    # "и" is "Рё" in Windows-1251: both may be, and the one is a word.
+    for word in RUSSIAN:
+        assert decode_mixed(word.encode(), encoding) == (word, 1)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "line"),
+    [
+        *(("cp1250", word) for word in ("MŮŽE", "TÉŽ", "KÓŁ", "„KÓŁ”")),
+        *(("cp1252", line) for line in ("CAFÉ…", "«\xa0CAFÉ\xa0»", "É…")),
+        *(("cp1251", line) for line in ("В\xa01812", "О—", "«Ні»")),
+    ],
+)
+def test_what_is_sound_in_the_file_s_encoding_is_read_by_it(encoding: str, line: str) -> None:
+    assert decode_mixed(line.encode(encoding), encoding) == (line, 0)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_a_table_cut_inside_quotes_is_one_problem(tmp_path: Path) -> None:
     assert {kind: x.count for kind, x in problems.kinds.items()} == {"damaged file": 1}
 
 
-@pytest.mark.parametrize("blank", ["\n", "\r\n", " \n\n", ";;\n", "\t\n", '""\n'])
+@pytest.mark.parametrize("blank", ["\n", "\r\n", " \n\n", ",,\n", "\t\n"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_blank_lines_before_the_header_are_passed_over(
     tmp_path: Path, blank: str, delimiter: str
