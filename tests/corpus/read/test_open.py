@@ -27,7 +27,9 @@ def zstd(data: bytes) -> bytes:
 
 
 PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
-TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip)
+# U+FFFD in a file is told as damage, wherever it came from.
+CHARACTERS = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffd")
+TEXTS = st.text(CHARACTERS, min_size=1).filter(str.strip)
 
 
 def read(path: Path, bounds: Bounds | None = None) -> tuple[str, Problems]:
