@@ -19,7 +19,7 @@ from cygnet.corpus.clean.words import Hashes, Ints, TextBatch
 from cygnet.corpus.cleaning import Cleaner
 from cygnet.corpus.document import Document
 from cygnet.corpus.read.find import InputFile, find_files
-from cygnet.corpus.read.problems import Problem, Problems
+from cygnet.corpus.read.problems import Problems
 from cygnet.corpus.read.readers import read_file
 from cygnet.corpus.settings import DataConfig
 from cygnet.errors import UserError
@@ -94,8 +94,10 @@ def _passage(batch: TextBatch, document: int, first: int, length: int) -> str:
     return text[:PASSAGE_CHARS]
 
 
-def read_evaluation(config: DataConfig) -> EvaluationSet:
+def read_evaluation(config: DataConfig, problems: Problems) -> EvaluationSet:
     """Read the evaluation sets of some settings; every text of every row is an item.
+
+    Rows that cannot be used are counted in `problems`.
 
     Items are cleaned as documents are, or they would not be found in them.
 
@@ -105,7 +107,7 @@ def read_evaluation(config: DataConfig) -> EvaluationSet:
     items: list[str] = []
     texts: list[str] = []
     cleaner = Cleaner(config)
-    for source, text in track(_texts(config.evaluation), "evaluation sets"):
+    for source, text in track(_texts(config.evaluation, problems), "evaluation sets"):
         items.append(source)
         texts.append(cleaner.text(text))
     batch = TextBatch(texts or [""])
@@ -135,20 +137,16 @@ def read_evaluation(config: DataConfig) -> EvaluationSet:
     return EvaluationSet(items, hashes, owners)
 
 
-def _texts(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    problems = Problems()
+def _texts(paths: Sequence[str], problems: Problems) -> Iterator[tuple[str, str]]:
     for file in find_files(paths, problems):
         for document in _rows(file, problems):
             for message in document.messages or ({"content": document.text},):
                 if isinstance(content := message.get("content"), str):
                     yield document.source, content
             for name, value in document.fields.items():
-                if isinstance(value, str) and name != "title":
-                    yield document.source, value
-    if damaged := [kind for kind in problems.kinds if kind != "no text"]:
-        told = [line for line in problems.lines() if any(kind in line for kind in damaged)]
-        for line in told:
-            say(f"data: evaluation sets: {line}")
+                for text in value if isinstance(value, list) else [value]:
+                    if isinstance(text, str) and name != "title":
+                        yield document.source, text
 
 
 def _rows(file: InputFile, problems: Problems) -> list[Document]:
@@ -164,10 +162,10 @@ def _rows(file: InputFile, problems: Problems) -> list[Document]:
             f"{', '.join(TEXT_FIELDS)}; name the field that holds the text so"
         )
     read = {file.place + document.source.removeprefix(file.source) for document in found}
-    if bad := own.kinds.pop("bad conversation", None):
-        # A question whose answer is a number is no chat, and is read by its field.
-        left = [place for place in bad.places if place[0] not in read]
-        if left:
-            own.kinds["bad conversation"] = Problem(len(left), left)
-    problems.merge(own)
+    for kind, problem in own.kinds.items():
+        # A question is no text to read, and no chat where its answer is a number; its field is.
+        is_read_otherwise = kind in ("no text", "bad conversation")
+        for where, why in problem.places:
+            if not (is_read_otherwise and where in read):
+                problems.add(kind, where, why)
     return found

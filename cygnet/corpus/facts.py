@@ -189,7 +189,7 @@ def clusters(table: DocumentTable, reasons: Sequence[str] = tuple(dedup.REASONS)
 def similarities(table: DocumentTable, bins: int = 25) -> tuple[list[int], float]:
     """Return how many near duplicates are how like the kept one: from a least value up to 1."""
     near = table.similarity[(table.similarity < 1) & (table.duplicate_of >= 0)]
-    low = min(float(table.config.near_duplicate_threshold), float(near.min(initial=1)))
+    low = min(float(table.config.near_duplicate_threshold), float(near.min(initial=1)), 0.99)
     return np.histogram(near, bins, (low, 1.0 + 1e-9))[0].tolist(), low
 
 

@@ -8,6 +8,7 @@ of words) and `KEY.problems.json`.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -243,4 +244,19 @@ def _parted(rows: Iterable[Row], most_chars: int) -> Iterator[list[Row]]:
 
 def _line(row: Row, language: str) -> bytes:
     value = row.document.to_json() | {"language": language}
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_with_finite_numbers(value), ensure_ascii=False)
+    return text.encode() + b"\n"
+
+
+def _with_finite_numbers(value: Any) -> Any:
+    """Return a JSON value with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_with_finite_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _with_finite_numbers(item) for name, item in value.items()}
+    return value

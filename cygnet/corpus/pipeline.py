@@ -219,7 +219,7 @@ class _Preparation:
         """Make the data folder; return the counts."""
         config, work = self._config, self._work
         if config.evaluation:
-            read_evaluation(config).save(work)
+            read_evaluation(config, self._problems).save(work)
         known = KnownCuts(work / CUTS)
         tasks = make_tasks(files, hashes, config, digest_of(manifest["uses"]), known)
         known.save()

@@ -160,3 +160,27 @@ def test_a_row_that_is_no_chat_is_not_told_as_lost_where_its_question_is_read(
     prepare(config, tmp_path / "out", ALONE)
     told = capsys.readouterr().err
     assert "bad conversation" in told and "exam.jsonl:2" in told and "exam.jsonl:1" not in told
+
+
+def test_rows_of_an_evaluation_set_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    source = write(tmp_path / "a.jsonl", [{"text": words(rng, 60)} for _ in range(20)])
+    choices = [words(rng, 20) for _ in range(3)]
+    rows = [
+        {"question": words(rng, 30), "choices": choices},
+        {"question": {"text": words(rng, 30)}},
+        {"stem": words(rng, 30)},
+    ]
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
+    settings = {"heldout_share": 0.1, "evaluation": (str(exam),), "rules": "none"}
+    taught = write(tmp_path / "b.jsonl", [{"text": f"{words(rng, 40)} {choices[1]}"}])
+    config = DataConfig(paths=(str(source), str(taught)), **settings)
+    out = prepare(config, tmp_path / "out", ALONE)
+    found = {(row["kind"], row["where"]) for row in read_jsonl(out / "problems.jsonl")}
+    assert found == {
+        ("no text", f"{exam}:2"), ("no text", f"{exam}:3"), ("broken row", f"{exam}:4"),
+    }  # fmt: skip
+    assert [row["of"] for row in read_jsonl(out / REMOVED)] == ["exam.jsonl:1"]
+    with pytest.raises(UserError, match=r"exam\.jsonl:[24]: (no text|broken row)"):
+        prepare(DataConfig(paths=(str(source),), strict=True, **settings), tmp_path / "o", ALONE)

@@ -291,3 +291,29 @@ def test_a_name_that_is_no_utf8_harms_nothing(tmp_path: Path) -> None:
         "notes/b.txt",
         "notes/x\ufffd.txt",
     }
+
+
+def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
+    values = ["NaN", "1e999", "-Infinity", "[NaN, 1.5]", '{"a": Infinity}']
+    lines = [
+        f'{{"text": "number {i} of a few {"word " * i}", "value": {value}}}\n'
+        for i, value in enumerate(values * 4)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    out = prepare(config(tmp_path / "a.jsonl", rules="none"), tmp_path / "out")
+    rows = [row for name in ("train", "heldout") for row in read_jsonl(out / f"{name}.jsonl.zst")]
+    found = {json.dumps(row["fields"]["value"], allow_nan=False) for row in rows}
+    assert found == {"null", "[null, 1.5]", '{"a": null}'}
+
+
+def test_the_highest_threshold_for_near_duplicates_has_a_report(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for i, word in enumerate("red green blue swan reed lake moor bank shore cloud".split()):
+        for count in (40, 60):  # the same word pairs, not the same words
+            (tmp_path / "in" / f"{i}-{count}.txt").write_text(f"{word} green grass " * count)
+    strictest = config(
+        tmp_path / "in", rules="none", near_duplicate_threshold=1.0, near_duplicate_edits=0.0
+    )
+    out = prepare(strictest, tmp_path / "out")
+    assert "near_duplicate" in (out / "report.md").read_text()
+    assert (out / "report.html").exists()
