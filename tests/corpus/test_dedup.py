@@ -3,7 +3,6 @@ import tracemalloc
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from cygnet.corpus.dedup import (
     share_found,
 )
 from cygnet.corpus.document import Document, document_id
-from cygnet.corpus.near import Candidates, Compared, edited_share, jaccard, near_duplicates
+from cygnet.corpus.near import Candidates, Compared, jaccard, near_duplicates
 from cygnet.corpus.split import split_position
 
 LEXICON = [f"word{i}" for i in range(400)]
@@ -222,20 +221,6 @@ def test_pages_of_one_template_are_no_duplicates_though_they_share_many_pairs() 
     rng = random.Random(0)
     texts = [template.format(*rng.sample(LEXICON, 3)) for _ in range(20)]
     assert decide([document(t, source=t) for t in texts], edits=0.2) == [None] * 20
-
-
-@settings(max_examples=100)
-@given(st.lists(st.sampled_from("abcdef"), max_size=12), st.lists(st.sampled_from("abcdef")))
-def test_the_share_of_edits_is_levenshteins(one: list[str], other: list[str]) -> None:
-    rows = list(range(len(other) + 1))
-    for i, a in enumerate(one, start=1):
-        left, rows[0] = rows[0], i
-        for j, b in enumerate(other, start=1):
-            left, rows[j] = rows[j], min(rows[j] + 1, rows[j - 1] + 1, left + (a != b))
-    expected = rows[-1] / max(len(one), len(other), 1)
-    a, b = (Compared.of(" ".join(words)) for words in (one, other))
-    assert edited_share(a, b, 1.0) == pytest.approx(expected)
-    assert edited_share(a, b, 0.2) == pytest.approx(expected if expected <= 0.2 else 1.0)
 
 
 def test_many_equal_documents_take_little_memory() -> None:

@@ -1,6 +1,7 @@
 import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,13 +58,21 @@ def pairs_of(words: np.ndarray) -> set[tuple[int, ...]]:
     return set(itertools.pairwise(words.tolist()))
 
 
-def edits(one: list[int], other: list[int]) -> int:
+def edits(one: list[Any], other: list[Any]) -> int:
     row = list(range(len(other) + 1))
     for i, a in enumerate(one, start=1):
         left, row[0] = row[0], i
         for j, b in enumerate(other, start=1):
             left, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, left + (a != b))
     return row[-1]
+
+
+@given(st.lists(st.sampled_from("abcdef"), max_size=12), st.lists(st.sampled_from("abcdef")))
+def test_the_share_of_edits_is_levenshteins(one: list[str], other: list[str]) -> None:
+    expected = edits(one, other) / max(len(one), len(other), 1)
+    a, b = Compared.of(" ".join(one)), Compared.of(" ".join(other))
+    assert near.edited_share(a, b, 1.0) == pytest.approx(expected)
+    assert near.edited_share(a, b, 0.2) == pytest.approx(expected if expected <= 0.2 else 1.0)
 
 
 def found_plainly(candidates: Candidates, texts: list[np.ndarray]) -> set[tuple[int, int, float]]:
