@@ -63,7 +63,8 @@ def fault_types() -> tuple[type[Exception], ...]:
     import pyarrow
 
     return (
-        *(OSError, EOFError, ValueError, NotImplementedError, struct.error, csv.Error),
+        *(OSError, EOFError, ValueError, OverflowError, NotImplementedError),
+        *(struct.error, csv.Error),
         *(zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError),
         pyarrow.ArrowException,
     )

@@ -162,7 +162,8 @@ class _Reading:
                 if member.name or not is_told:  # else the last member was cut off with the archive
                     is_told = yield from self._member(member, file)
         elif kind == "parquet":
-            yield from documents.from_rows(parquet_rows(opened.seekable(), file))
+            rows = parquet_rows(opened.seekable(), file, self.problems)
+            yield from documents.from_rows(rows)
         elif kind == "text" or kind in _ROWS:
             encoding = ("utf-8" if file.start else "utf-8-sig") if file.is_slice else None
             text = TextStream(opened.stream, file.place, self.problems, encoding, file.first_line)

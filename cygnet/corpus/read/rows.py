@@ -141,12 +141,18 @@ def csv_rows(stream: TextStream, file: InputFile, problems: Problems) -> Iterato
             yield line, dict(zip(header, fields, strict=True))
 
 
-def parquet_rows(stream: IO[bytes], file: InputFile) -> Iterator[tuple[int, Any]]:
+def parquet_rows(
+    stream: IO[bytes], file: InputFile, problems: Problems
+) -> Iterator[tuple[int, Any]]:
     """Yield (number from 1, row) of a parquet file, or of the row groups of a slice of one.
+
+    A time that Python has no date for becomes text, or None. A row with a text that is no UTF-8
+    is counted.
 
     Args:
         stream: can be sought in.
         file: names the slice.
+        problems: where rows that cannot be read are counted.
     """
     import pyarrow.parquet
 
@@ -158,6 +164,58 @@ def parquet_rows(stream: IO[bytes], file: InputFile) -> Iterator[tuple[int, Any]
             row_bytes = max(metadata.total_byte_size // max(metadata.num_rows, 1), 1)
             size = min(max(BATCH_BYTES // row_bytes, 1), BATCH_ROWS)
             for batch in table.iter_batches(batch_size=size, row_groups=[group]):
-                for row in batch.to_pylist():
-                    yield number, row
+                for row in _rows_of(batch):
+                    if isinstance(row, Exception):
+                        problems.add("broken row", f"{file.place}:{number}", str(row))
+                    else:
+                        yield number, row
                     number += 1
+
+
+# KeyError: a time zone that is not known.
+_NO_PYTHON_VALUE = (ValueError, OverflowError, KeyError, TypeError, NotImplementedError)
+
+
+def _rows_of(batch: Any) -> Iterable[dict[str, Any] | Exception]:
+    """Return a batch's rows; in place of one that cannot be read, why."""
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except _NO_PYTHON_VALUE:
+        return (_row_of(batch, at) for at in range(batch.num_rows))
+    return rows
+
+
+def _row_of(batch: Any, at: int) -> dict[str, Any] | Exception:
+    columns = zip(batch.schema.names, batch.columns, strict=True)
+    try:
+        return {name: _value_of(column[at]) for name, column in columns}
+    except _NO_PYTHON_VALUE as error:
+        return error
+
+
+def _value_of(scalar: Any) -> Any:
+    """Return an arrow value as Python's; a time that is none of those as text, or None.
+
+    Raises:
+        UnicodeDecodeError: a text is no UTF-8.
+    """
+    import pyarrow
+
+    kind = scalar.type
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        raise
+    except _NO_PYTHON_VALUE:
+        if pyarrow.types.is_struct(kind):
+            return {field.name: _value_of(scalar[field.name]) for field in kind}
+        if isinstance(scalar, pyarrow.ListScalar):  # maps too: a list of keys and values
+            return [_value_of(value) for value in scalar.values]
+    is_span = pyarrow.types.is_duration(kind) or pyarrow.types.is_date(kind)
+    # A zone that is not known, and what has no form as text, go by their number.
+    plain = pyarrow.timestamp(kind.unit) if pyarrow.types.is_timestamp(kind) else None
+    number = pyarrow.int32() if pyarrow.types.is_date32(kind) else pyarrow.int64()
+    try:
+        return str(scalar.cast(number if is_span else plain).cast(pyarrow.string()).as_py())
+    except (pyarrow.ArrowException, *_NO_PYTHON_VALUE):
+        return None

@@ -359,3 +359,39 @@ def test_large_rows_of_parquet_come_in_small_batches(tmp_path: Path) -> None:
     documents, _ = read(tmp_path / "a.parquet", max_chars=10_000_000)
     assert [d.text for d in documents] == texts
     assert [d.source for d in documents] == [f"a.parquet:{i}" for i in range(1, 61)]
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        (pyarrow.array([2**62, 0], pyarrow.timestamp("us")), "4611686018427387904"),
+        (pyarrow.array([2**31 - 1, 0], pyarrow.date32()), "2147483647"),
+        (pyarrow.array([1, 0], pyarrow.timestamp("ns")), "1970-01-01 00:00:00.000000001"),
+        (pyarrow.array([2**62, 0], pyarrow.duration("s")), "4611686018427387904"),
+        (pyarrow.array([0, 0], pyarrow.timestamp("us", "Mars/Phobos")), "1970-01-01 00:00:00"),
+    ],
+)
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_time_that_python_has_no_date_for_becomes_text(
+    tmp_path: Path, values: pyarrow.Array, shown: str, depth: int
+) -> None:
+    if depth > 0:
+        values = pyarrow.ListArray.from_arrays([0, 1, 2], values)
+    if depth > 1:
+        values = pyarrow.StructArray.from_arrays([values], ["inner"])
+    table = pyarrow.table({"text": ["one", "two"], "t": values})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    documents, problems = read(tmp_path / "a.parquet")
+    assert [document.text for document in documents] == ["one", "two"]
+    assert shown in str(documents[0].fields["t"])
+    assert "1970" in str(documents[1].fields["t"]) or "0" in str(documents[1].fields["t"])
+    assert not problems.kinds
+
+
+def test_a_row_that_cannot_be_converted_costs_itself(tmp_path: Path) -> None:
+    broken = pyarrow.array([b"one", b"\xff\xfe", b"three"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": broken}), tmp_path / "a.parquet")
+    documents, problems = read(tmp_path / "a.parquet")
+    assert [document.text for document in documents] == ["one", "three"]
+    assert problems.kinds.keys() == {"broken row"}
+    assert problems.kinds["broken row"].places[0][0].endswith("a.parquet:2")
