@@ -180,7 +180,7 @@ def _reading_order(book: ElementTree.Element, folder: str) -> Iterator[str]:
     items = {said.get("id", ""): said for tag, said in tagged if tag == "item" and "href" in said}
     for tag, said in tagged:
         item = items.get(said.get("idref", "")) if tag == "itemref" else None
-        if item is None or item.get("media-type", _CHAPTER[0]) not in _CHAPTER:
+        if item is None or item.get("media-type", _CHAPTER[0]).lower() not in _CHAPTER:
             continue
         if "nav" in item.get("properties", "").split():  # the table of contents
             continue

@@ -175,7 +175,8 @@ def _answer(
         )
         record.parse_http(auto_decode="all")
         headers = record.http_headers
-        kind, charset = record.http_content_type or "", record.http_charset or ""
+        kind = (record.http_content_type or "").strip().lower()  # RFC 9110, 8.3.1: without case
+        charset = record.http_charset or ""
         is_page = kind in (*HTML_TYPES, *TEXT_TYPES)
         if headers is None or headers.status_code != 200 or not is_page:
             if has_end:  # else it is told

@@ -223,3 +223,12 @@ def test_text_comes_back_out(texts: list[list[str]], packed: bool) -> None:
     kind = "text/html; charset=utf-8"
     pieces, _ = read(b"".join(pack(record(answer(page, kind))) for page in pages))
     assert [p.text.split() for p in pieces] == texts
+
+
+@pytest.mark.parametrize(
+    "kind", ["Text/HTML", "TEXT/HTML; charset=UTF-8", "Text/Plain", "Application/XHTML+XML"]
+)
+def test_media_types_have_no_case(kind: str) -> None:
+    pieces, problems = read(record(answer("Schöne Wörter".encode(), kind)))
+    assert [piece.text.strip() for piece in pieces] == ["Schöne Wörter"]
+    assert not problems.kinds
