@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 from cygnet.corpus.read.open import Bounds, Fault, Flow, fault_types, in_a_line, too_large
 
@@ -177,7 +177,8 @@ def tar_members(stream: IO[bytes]) -> Iterator[Member]:
     An archive cut off is read as far as it goes; then the last member has a fault and no name.
     """
     try:
-        with tarfile.open(fileobj=stream, mode="r|", errorlevel=1) as archive:
+        ending: Any = _Ending(stream)
+        with tarfile.open(fileobj=ending, mode="r|", errorlevel=1) as archive:
             for info in archive:
                 archive.members = []  # type: ignore[attr-defined]  # or the list grows for ever
                 if info.issparse():
@@ -187,6 +188,29 @@ def tar_members(stream: IO[bytes]) -> Iterator[Member]:
                     yield Member(info.name, data and io.BufferedReader(_Sips(data), 1 << 13))
     except fault_types() as error:
         yield Member("", None, Fault("damaged file", in_a_line(error)))
+
+
+class _Ending:
+    """A stream that is at its end but once.
+
+    A tar with a wrong size asks for what is not there, block by block, up to that size.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._is_at_end = stream, False
+
+    def read(self, size: int = -1) -> bytes:
+        """Read as the stream does.
+
+        Raises:
+            EOFError: it was at its end before.
+        """
+        block = self._stream.read(size)
+        if size and not block:
+            if self._is_at_end:
+                raise EOFError("the archive ends inside a member")
+            self._is_at_end = True
+        return block
 
 
 class _Sips(io.RawIOBase):

@@ -226,3 +226,17 @@ def test_random_bytes_are_counted_and_raise_nothing(
 ) -> None:
     documents, problems = read(tmp_path_factory.getbasetemp() / name, content)
     assert documents == [] and sum(p.count for p in problems.kinds.values()) >= 1
+
+
+@pytest.mark.parametrize("name", ["l.tar", "l.tar.gz"])
+def test_a_tar_that_promises_more_than_there_is_ends_at_once(tmp_path: Path, name: str) -> None:
+    info = tarfile.TarInfo("s.txt")
+    info.size = 10**12
+    data = archive("a.tar", {"a.txt": b"first"})[:1024]
+    data += info.tobuf(tarfile.GNU_FORMAT) + b"words" * 10_000
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    problems = Problems()
+    (file,) = find_files([str(tmp_path / name)], problems)
+    text = "".join(document.text for document in read_file(file, problems))
+    assert text.startswith("firstwordswords")
+    assert problems.count("damaged file") == 1
