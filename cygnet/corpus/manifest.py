@@ -26,7 +26,7 @@ from cygnet.errors import UserError
 from cygnet.files import digest_of, read_json, sha256_file
 from cygnet.progress import progress
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 NUMBERS, REMOVED, COST = "numbers.parquet", "removed.jsonl.zst", "cost.json"
 OUTPUTS = (TRAIN, HELDOUT, NUMBERS, REMOVED, "report.json", "report.md", PROBLEMS_FILE)
 HASHES = "inputs.json"
