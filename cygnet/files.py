@@ -18,6 +18,7 @@ from typing import IO, Any, TypeVar
 from cygnet.errors import UserError
 
 T = TypeVar("T")
+HASH_BYTES = 1 << 20
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """Suffixes of compressed files, and pyarrow's names of how."""
 TIMED = ("cost.json", "report.html")
@@ -210,10 +211,13 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sha256_file(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's bytes."""
+def sha256_file(path: Path, is_stopped: Callable[[], bool] = lambda: False) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes; of some alone where it is stopped."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while not is_stopped() and (block := file.read(HASH_BYTES)):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sha256_text(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Rows of numpy's files, read where they lie.
+"""Numpy's files: written whole, and rows of them read where they lie.
 
 A map of a file takes ten times as long to make as a few rows to read, and holds a file open.
 """
@@ -38,3 +38,16 @@ class ArrayFile:
         if len(content) < num_bytes:
             raise OSError(f"{self._file.name}: shorter than its header says; delete it")
         return np.frombuffer(content, self._dtype).reshape(last - first, *self._row)
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write a `.npy` file so that a crash leaves the old file or the new one, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -110,11 +110,11 @@ def decide(parts: Parts, config: DataConfig, rules: Sequence[Rule], scale: Scale
     numbers = numbers_of(parts)
     found = broken(rules, numbers, rule_sets(parts, config))
     outcome = first_broken(found, len(parts))
+    most_like = np.full(len(parts), -1, np.int64)
     outcome[(outcome == "") & (parts.column("copies") == 0)] = "not_drawn"
     if not (outcome == "").any():
-        return Decision(outcome, found, {}, numbers, np.full(len(parts), -1, np.int64))
+        return Decision(outcome, found, {}, numbers, most_like)
     positions = parts.column("position")
-    most_like = np.full(len(parts), -1, np.int64)
     limit = heldout_limit(positions[outcome == ""].tolist(), config.heldout_share)
     duplicates = _duplicates(parts, np.flatnonzero(outcome == ""), limit, config, scale)
     for number, duplicate in duplicates.items():

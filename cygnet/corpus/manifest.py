@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import threading
 import time
@@ -30,7 +29,7 @@ FORMAT_VERSION = 8
 NUMBERS, REMOVED, COST = "numbers.parquet", "removed.jsonl.zst", "cost.json"
 OUTPUTS = (TRAIN, HELDOUT, NUMBERS, REMOVED, "report.json", "report.md", PROBLEMS_FILE)
 HASHES = "inputs.json"
-HASH_BYTES, HASHED_AT_ONCE = 1 << 20, 1000
+HASHED_AT_ONCE = 1000
 LIBRARIES = (
     "charset-normalizer", "fastwarc", "ftfy", "numpy", "opencc", "py3langid", "pyarrow",
     "pypdfium2", "resiliparse",
@@ -92,14 +91,10 @@ def _hashed(files: dict[str, Path]) -> Iterator[tuple[str, str]]:
     stopped = threading.Event()
 
     def hash_of(path: Path) -> str:
-        digest = hashlib.sha256()
         try:
-            with open(path, "rb") as file:
-                while not stopped.is_set() and (block := file.read(HASH_BYTES)):
-                    digest.update(block)
+            return sha256_file(path, stopped.is_set)
         except OSError:
             return ""
-        return digest.hexdigest()
 
     places = list(files)
     with (

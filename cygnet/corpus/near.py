@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cygnet.corpus.array_file import ArrayFile
+from cygnet.corpus.array_file import ArrayFile, save_array
 from cygnet.corpus.clean.words import Hashes, Ints, TextBatch
 from cygnet.corpus.scale import ScaleConfig, run_tasks
 from cygnet.errors import require
@@ -239,14 +238,16 @@ def compare_in_tasks(
     starts = sorted_set([candidates.borders[np.searchsorted(candidates.borders, wanted)]])
     borders = np.append(starts[starts < num_pairs], num_pairs)
     documents, pairs = np.empty(len(candidates.documents), DOCUMENT), np.empty(num_pairs, PAIR)
-    for array, sources in ((documents, (candidates, places)), (pairs, (candidates,))):
-        for name in array.dtype.names or ():
-            array[name] = next(getattr(s, name) for s in sources if hasattr(s, name))
+    for name in ("documents", "thresholds", "edits"):
+        documents[name] = getattr(candidates, name)
+    for name in ("part", "start", "count"):
+        documents[name] = getattr(places, name)
+    pairs["first"], pairs["second"] = candidates.first, candidates.second
     job = {"keys": list(keys), "borders": borders.tolist()}
     hashed = hashlib.sha256(json.dumps(job).encode())
     for path, array in ((work / DOCUMENTS, documents), (work / PAIRS, pairs)):
         hashed.update(array.view(np.uint8).data)
-        _save(path, array)
+        save_array(path, array)
     digest = hashed.hexdigest()[:24]
     write_json(work / JOB, job | {"digest": digest})
     if num_pairs < PAIRS_ALONE:
@@ -274,23 +275,11 @@ def compare_task(folder: Path, number: int) -> None:
     )
     places = Places(documents["part"], documents["start"], documents["count"])
     compared = lru_cache(maxsize=TEXTS_AT_HAND)(_Words(folder, job["keys"], places).of)
-    _save(out, near_duplicates(candidates, compared))
+    save_array(out, near_duplicates(candidates, compared))
 
 
 def _result(folder: Path, digest: str, number: int) -> Path:
     return folder / f"{digest}.{number}.npy"
-
-
-def _save(path: Path, array: NDArray[Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Words:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cygnet.corpus.array_file import save_array
 from cygnet.corpus.clean.normalize import normalize
 from cygnet.corpus.clean.words import Hashes, Ints, TextBatch
 from cygnet.corpus.document import Document, document_id
@@ -74,10 +74,7 @@ def find_spans(folder: Path, number: int) -> None:
         owners.append(spans.owners + first)
     table = np.empty(sum(map(len, hashes)), [("hash", np.uint64), ("document", np.int64)])
     table["hash"], table["document"] = np.concatenate(hashes), np.concatenate(owners)
-    temporary = folder / f".{key}.{os.getpid()}.spans.tmp"
-    with open(temporary, "wb") as file:
-        np.save(file, np.unique(table))
-    os.replace(temporary, out)
+    save_array(out, np.unique(table))
 
 
 def cut_part(folder: Path, number: int) -> None:
